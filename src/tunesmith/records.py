@@ -1,0 +1,205 @@
+"""What crosses a stage's border, with shapes and units. Imports nothing of ours.
+
+Shape letters: T tokens in a packed sequence, S segments (rows) packed into it, N places that are
+judged by the loss, P virtual (prompt) tokens put before each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+Task = Literal["classification", "regression", "generation"]
+TASKS: tuple[Task, ...] = ("classification", "regression", "generation")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row was read: the file and the physical line (1-based) on which the row begins."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it stands in the source: nothing converted, nothing lost."""
+
+    fields: Mapping[str, object]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text with its class name (classification) or its score (regression)."""
+
+    text: str
+    target: str | float
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order; the last one is the assistant's and every assistant turn is trained."""
+
+    messages: tuple[Message, ...]
+    origin: Origin
+
+
+Example = LabelledText | Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows of one task.
+
+    `class_names` is sorted and gives the class ids (empty unless the task is classification).
+    `recognised` says in words which format was found and why. `fingerprint` is a sha256 over the
+    rows' content.
+    """
+
+    task: Task
+    rows: tuple[Example, ...]
+    class_names: tuple[str, ...]
+    recognised: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Three disjoint parts of one data set; no text stands in two of them."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """A row as ids, and which of them are trained.
+
+    `trained[t]` is True where the model is taught to produce `input_ids[t]` from the tokens before
+    it. Classification and regression train no token: they have a `target` (class id or score).
+    `num_cut` counts tokens that did not fit `max_length`.
+    """
+
+    input_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    target: int | float | None
+    num_cut: int
+    row: int
+
+    @property
+    def num_trained(self) -> int:
+        return sum(self.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rows laid end to end in one sequence, without padding.
+
+    input_ids   (T,)  int64; virtual tokens are place-holders with id 0
+    position_ids(T,)  int64; each row starts again at 0
+    lengths           tokens per row, virtual tokens included, sum = T
+    predict_from(N,)  int64; generation: places whose next token is judged. Else (S,) first places of rows
+    targets     (N,)  int64 token or class ids, float32 scores; empty when unknown
+    rows              index of each packed row in its data set
+    num_virtual       P
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    lengths: tuple[int, ...]
+    predict_from: torch.Tensor
+    targets: torch.Tensor
+    rows: tuple[int, ...]
+    num_virtual: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, virtual ones not counted."""
+        return sum(self.lengths) - self.num_virtual * len(self.lengths)
+
+    def to(self, device: torch.device) -> PackedBatch:
+        return PackedBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.lengths,
+            self.predict_from.to(device),
+            self.targets.to(device),
+            self.rows,
+            self.num_virtual,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A metric on the test rows with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How one system did on one set of rows. `metrics` is in order of importance."""
+
+    metrics: Mapping[str, Interval]
+    num_rows: int
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One line of a comparison: a baseline or a tuned model, finished or failed.
+
+    `difference` is this system minus the strongest baseline on the primary metric, by paired
+    bootstrap over the same test rows. Memory is the peak of the process that ran it, in bytes.
+    `curve` holds one mapping per evaluation: step, epoch, train_loss, validation_loss and the
+    validation metric.
+    """
+
+    name: str
+    kind: Literal["baseline", "method"]
+    family: str
+    metrics: Mapping[str, Interval] = field(default_factory=dict)
+    difference: Interval | None = None
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    peak_memory: int = 0
+    train_seconds: float = 0.0
+    total_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    learning_rate: float | None = None
+    curve: tuple[Mapping[str, float], ...] = ()
+    samples: tuple[Mapping[str, str], ...] = ()
+    folder: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The best system by the primary metric, the one to use, and why, in sentences."""
+
+    best: str
+    recommended: str
+    reason: str
