@@ -1,0 +1,181 @@
+"""One typed schema per stage, the same for YAML files, command-line flags and Python keywords.
+
+The description of a field is its only documentation: help texts and YAML comments come from it.
+Names are those of Hugging Face; ALIASES maps what other tools call the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tunesmith.errors import InputError, nearest
+from tunesmith.records import Task
+
+ALIASES: dict[str, str] = {
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "dataset": "data",
+    "dataset_name": "data",
+    "finetuning_type": "method",
+    "output_dir": "output",
+    "cutoff_len": "max_length",
+    "sequence_len": "max_length",
+    "max_seq_length": "max_length",
+    "num_epochs": "num_train_epochs",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "lora_rank": "lora_r",
+    "lora_target": "target_modules",
+    "lora_target_modules": "target_modules",
+    "random_seed": "seed",
+}
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Config(BaseModel):
+    """Unknown keys are errors that name the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def read(cls, file: Path | None = None, given: Mapping[str, Any] | None = None) -> Self:
+        """The schema filled from a YAML file and, on top of it, what was given otherwise.
+
+        Raises:
+            InputError: an unknown key, or a value out of range; names the file where there is one.
+        """
+        values = {} if file is None else _read_yaml(file)
+        source = "" if file is None else f"{file}: "
+        values |= dict(given or {})
+        renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+        for key in renamed:
+            if key not in cls.model_fields:
+                raise InputError(f"{source}unknown key '{key}': {nearest(key, cls.model_fields)}")
+        try:
+            return cls(**renamed)
+        except ValidationError as error:
+            raise InputError(source + _explain(error)) from error
+
+    def to_yaml(self) -> str:
+        """Every key with its value and, above it, what it means."""
+        lines = []
+        for name, field in type(self).model_fields.items():
+            value = self.model_dump(mode="json")[name]
+            lines += [f"# {field.description}", yaml.safe_dump({name: value}, allow_unicode=True).rstrip()]
+        return "\n".join(lines) + "\n"
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InputError(f"{file}: no such configuration file")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{file}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: expected 'key: value' lines, found a {type(values).__name__}")
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        given = "" if problem["type"] == "missing" else f", given {problem['input']!r}"
+        problems.append(f"{where}: {problem['msg']}{given}" if where else problem["msg"])
+    return "; ".join(problems)
+
+
+class DataConfig(Config):
+    """What is learned from, and how it is divided."""
+
+    model: str = Field(description="Model: a catalogue name, a folder, or a hub name.")
+    data: str = Field(description="Data: a CSV, TSV or JSONL file, a catalogue name, or a hub name.")
+    task: Task | None = Field(None, description="Task; recognised from the columns when not given.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Which column is what, for example text=review,label=stars."
+    )
+    eval_data: str | None = Field(None, description="A separate test file; else a part of the data is held out.")
+    max_train_samples: int | None = Field(None, gt=0, description="Use at most so many training rows.")
+    max_validation_samples: int | None = Field(None, gt=0, description="Use at most so many validation rows.")
+    max_test_samples: int | None = Field(None, gt=0, description="Use at most so many test rows.")
+    max_length: int | None = Field(
+        None, gt=1, description="Longest row in tokens; the model's own limit when not given."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the split, the order of rows, new weights and dropout.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="Matrix products in bfloat16 or float32; auto takes bfloat16 where it is faster."
+    )
+    output: Path | None = Field(None, description="Folder for the result; runs/... when not given.")
+
+
+class TrainingConfig(DataConfig):
+    """How to train. Shared by `tune` and `compare`."""
+
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, gt=0, description="Stop after so many optimizer steps at the latest.")
+    per_device_train_batch_size: int = Field(16, gt=0, description="Rows packed into one forward pass.")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="Passes per optimizer step.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls after the warm-up."
+    )
+    warmup_ratio: Fraction = Field(0.06, description="Share of the steps in which the learning rate rises.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on matrices.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    eval_steps: int | None = Field(None, gt=0, description="Evaluate every so many steps; else each epoch.")
+    early_stopping_patience: int | None = Field(
+        2, gt=0, description="Stop after so many evaluations without a better validation loss."
+    )
+    num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
+    bottleneck_size: int = Field(64, gt=0, description="bottleneck: width of each adapter.")
+    num_virtual_tokens: int = Field(20, gt=0, description="prompt: virtual tokens before each row.")
+    lora_r: int = Field(16, gt=0, description="lora, dora: rank.")
+    lora_alpha: float = Field(32, gt=0, description="lora, dora: the update is scaled by alpha / r.")
+    lora_dropout: Fraction = Field(0.0, description="lora, dora: dropout before the low-rank product.")
+    target_modules: tuple[str, ...] | None = Field(
+        None, description="lora, dora: names of linear layers to adapt; all of the body when not given."
+    )
+
+
+class TuneConfig(TrainingConfig):
+    """One run: a model, data and a method."""
+
+    method: str = Field("lora", description="How the weights are adjusted; see `tunesmith methods`.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate; each method has a default of its own."
+    )
+    overwrite: bool = Field(False, description="Replace a finished run in the output folder.")
+
+
+class CompareConfig(TrainingConfig):
+    """Several methods and baselines on one split."""
+
+    methods: tuple[str, ...] = Field(
+        ("full", "last-layers", "bitfit", "bottleneck", "lora", "head-only"), description="Methods to compare."
+    )
+    baselines: tuple[str, ...] | None = Field(
+        None, description="Baselines to beat; all that fit the task when not given."
+    )
+    learning_rates: dict[str, float] = Field(
+        default_factory=dict, description="Other peak learning rates, for example full=1e-5,lora=1e-4."
+    )
+    max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")
+    max_generated: int = Field(32, ge=0, description="Generation: so many test rows are answered for ROUGE-L.")
+
+    @model_validator(mode="after")
+    def _learning_rates_are_used(self) -> Self:
+        unused = sorted(set(self.learning_rates) - set(self.methods))
+        if unused:
+            raise ValueError(f"learning_rates names {unused[0]}, which is not among the methods")
+        return self

@@ -1,0 +1,1 @@
+"""The ways to adjust the weights: four families, one table."""

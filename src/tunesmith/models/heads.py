@@ -1,0 +1,108 @@
+"""Heads that judge a whole row: how each model family turns a row's hidden states into its answer.
+
+One row of HEADS per way of building the head, not per model: the modules of transformers' own
+`...ForSequenceClassification` classes are called on the pooled states, so a saved folder gives the
+same logits in plain transformers.
+
+Shape letters: S rows, D hidden width, C classes (1 for a score).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith.errors import InputError
+
+Pooling = Literal["first", "last", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`modules` are the parts above the pre-trained body, trained by every method; `logits` maps the
+    model and the pooled states (S, D) to (S, C)."""
+
+    modules: tuple[str, ...]
+    pooling: Callable[[PreTrainedModel], Pooling]
+    logits: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+
+
+def _pooler_head(model: PreTrainedModel, pooled_SD: torch.Tensor) -> torch.Tensor:
+    # The pooler belongs to the body and reads the first token of (S, T, D).
+    pooled_SD = model.base_model.pooler(pooled_SD.unsqueeze(1))
+    return model.classifier(model.dropout(pooled_SD))
+
+
+def _token_head(model: PreTrainedModel, pooled_SD: torch.Tensor) -> torch.Tensor:
+    return model.classifier(pooled_SD.unsqueeze(1))
+
+
+def _distilbert_head(model: PreTrainedModel, pooled_SD: torch.Tensor) -> torch.Tensor:
+    return model.classifier(model.dropout(torch.relu(model.pre_classifier(pooled_SD))))
+
+
+def _modernbert_head(model: PreTrainedModel, pooled_SD: torch.Tensor) -> torch.Tensor:
+    return model.classifier(model.drop(model.head(pooled_SD)))
+
+
+def _score_head(model: PreTrainedModel, pooled_SD: torch.Tensor) -> torch.Tensor:
+    return model.score(pooled_SD)
+
+
+def _first(_: PreTrainedModel) -> Pooling:
+    return "first"
+
+
+def _last(_: PreTrainedModel) -> Pooling:
+    return "last"
+
+
+def _as_configured(model: PreTrainedModel) -> Pooling:
+    return "mean" if model.config.classifier_pooling == "mean" else "first"
+
+
+_POOLER = Head(("pooler", "classifier"), _first, _pooler_head)
+_TOKEN = Head(("classifier",), _first, _token_head)
+_SCORE = Head(("score",), _last, _score_head)
+
+HEADS: dict[str, Head] = {
+    "bert": _POOLER,
+    "roberta": _TOKEN,
+    "xlm-roberta": _TOKEN,
+    "camembert": _TOKEN,
+    "electra": _TOKEN,
+    "distilbert": Head(("pre_classifier", "classifier"), _first, _distilbert_head),
+    "modernbert": Head(("head", "classifier"), _as_configured, _modernbert_head),
+}
+
+
+def find_head(model: PreTrainedModel) -> Head:
+    """The head of a sequence-classification model. Decoders all end in a `score` layer.
+
+    Raises:
+        InputError: the architecture's head is not known here.
+    """
+    head = HEADS.get(model.config.model_type)
+    if head is None and hasattr(model, "score"):
+        head = _SCORE
+    if head is None:
+        known = ", ".join([*HEADS, "decoders with a score layer"])
+        raise InputError(
+            f"{type(model).__name__}: its classification head is not known to tunesmith. Known: {known}"
+        )
+    return head
+
+
+def pool(hidden_TD: torch.Tensor, lengths: tuple[int, ...], pooling: Pooling) -> torch.Tensor:
+    """The state that stands for each row: (T, D) packed -> (S, D)."""
+    counts = torch.tensor(lengths, device=hidden_TD.device)
+    ends = counts.cumsum(0)
+    if pooling == "first":
+        return hidden_TD[ends - counts]
+    if pooling == "last":
+        return hidden_TD[ends - 1]
+    return torch.stack([row_TD.mean(0) for row_TD in hidden_TD.split(lengths)])

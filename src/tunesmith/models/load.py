@@ -1,0 +1,253 @@
+"""A pretrained model by catalogue name, hub name or folder, made ready for one task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from tunesmith import assets
+from tunesmith.errors import InputError, nearest
+from tunesmith.models.attention import PACKED
+from tunesmith.models.heads import find_head
+from tunesmith.records import Task
+
+# Used, and saved with the run, when a base model brings no chat template: plain text that any
+# tokenizer can express, one blank line between question and answer, end-of-text after each answer.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+@dataclass
+class Network:
+    """A model with what belongs to it.
+
+    model        the plain transformers module that computes; PEFT layers may sit inside it
+    wrapper      what saves it: a PeftModel, or the model itself
+    prompt       gives the virtual tokens (P, D) put before every row, or None
+    source       the name as the user gave it; `folder` is where it was loaded from
+    new_modules  names of modules that had no pretrained weights
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    class_names: tuple[str, ...]
+    source: str
+    folder: str
+    new_modules: tuple[str, ...] = ()
+    wrapper: nn.Module | None = None
+    prompt: Any = None
+    num_virtual: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The pre-trained part, without the head."""
+        return self.model.base_model
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Last name parts of the modules that every method trains; empty for generation."""
+        return () if self.task == "generation" else find_head(self.model).modules
+
+    @property
+    def is_decoder(self) -> bool:
+        return not is_encoder(self.model.config)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest row the model can take, in tokens."""
+        limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
+        return limit - position_offset(self.model)
+
+
+def is_encoder(config: PreTrainedConfig) -> bool:
+    """Bidirectional models, judged by the architectures transformers lists for masked words."""
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+
+
+def position_offset(model: PreTrainedModel) -> int:
+    """The first position id of a row: 0, but `padding_idx + 1` in the RoBERTa family."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1
+    return 0
+
+
+def resolve_model(name: str) -> str:
+    """The folder or hub name behind what the user gave.
+
+    Raises:
+        InputError: neither a catalogue name, nor a folder with a config.json, nor a hub name.
+    """
+    if assets.is_model(name):
+        return str(assets.model_folder(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            raise InputError(f"{name}: the folder holds no config.json, so it is not a model")
+        return str(folder)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise InputError(
+        f"unknown model '{name}': {nearest(name, assets.MODELS)}. "
+        "A folder of a saved model or a hub name (owner/name) works too"
+    )
+
+
+def load_config(source: str, given: str) -> PreTrainedConfig:
+    """The model's configuration, or an InputError that says what was tried."""
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"cannot load model '{given}': {first_line}. Give a catalogue name "
+            f"({', '.join(assets.MODELS)}), a folder, or the name of a model that the hub has"
+        ) from error
+
+
+def load_network(
+    name: str, task: Task, class_names: Sequence[str] = (), dtype: torch.dtype | str = "auto"
+) -> Network:
+    """Loads model and tokenizer for a task; seed torch before, a new head is drawn at random.
+
+    Args:
+        name: catalogue name, folder, or hub name.
+        class_names: their order gives the class ids; empty for regression and generation.
+        dtype: of the loaded weights; "auto" is the checkpoint's own.
+
+    Raises:
+        InputError: unknown model, or one that cannot do the task, or weights that do not fit it.
+    """
+    source = resolve_model(name)
+    config = load_config(source, name)
+    _refuse_unfit(config, task, name)
+    kwargs: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
+    if task == "generation":
+        model, info = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+    else:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source, **kwargs, **_head_config(task, class_names)
+        )
+    network = Network(
+        model=model,
+        tokenizer=load_tokenizer(source, name, task),
+        task=task,
+        class_names=tuple(class_names),
+        source=name,
+        folder=source,
+        wrapper=model,
+    )
+    _check_loaded(network, info)
+    _agree_on_pad(network)
+    model.set_attn_implementation(PACKED)
+    return network
+
+
+def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a pad token and, for generation, a chat template."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load the tokenizer of '{given}': {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if task == "generation" and not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def _refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise InputError(f"'{name}' is an encoder-decoder ({kind}); tunesmith takes encoders and decoders so far")
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config)
+    if task == "generation" and not causal:
+        raise InputError(
+            f"'{name}' is an encoder ({kind}): it cannot write text. Take a decoder such as "
+            "smollm2-135m-instruct, or give the data a task it can do (classification, regression)"
+        )
+
+
+def _head_config(task: Task, class_names: Sequence[str]) -> dict[str, Any]:
+    if task == "regression":
+        return {"num_labels": 1, "problem_type": "regression", "ignore_mismatched_sizes": True}
+    return {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+        "problem_type": "single_label_classification",
+        "ignore_mismatched_sizes": True,
+    }
+
+
+def _check_loaded(network: Network, info: dict[str, Any]) -> None:
+    """Only a head may be missing from the weights; a body drawn at random would train to nonsense."""
+    allowed = network.head_modules
+    missing = sorted(info["missing_keys"])
+    foreign = [key for key in missing if not set(key.split(".")) & set(allowed)]
+    if foreign:
+        raise InputError(
+            f"'{network.source}': the weights lack {len(foreign)} tensors of "
+            f"{type(network.model).__name__}, for example {foreign[0]}. They belong to another architecture"
+        )
+    network.new_modules = tuple(sorted({key.rpartition(".")[0] for key in missing}))
+
+
+def _agree_on_pad(network: Network) -> None:
+    """Plain transformers finds the last real token of a padded row by the pad id."""
+    if network.tokenizer.pad_token_id is None:
+        raise InputError(f"'{network.source}': its tokenizer has neither a pad nor an end-of-text token")
+    if len(network.tokenizer) > network.model.get_input_embeddings().num_embeddings:
+        raise InputError(
+            f"'{network.source}': the tokenizer has {len(network.tokenizer)} tokens, the model's embedding "
+            f"{network.model.get_input_embeddings().num_embeddings}. Resize and save the model first"
+        )
+    network.model.config.pad_token_id = network.tokenizer.pad_token_id
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def settle_precision(network: Network, dtype: torch.dtype) -> None:
+    """Frozen weights in `dtype`, trained ones in float32; matrix products then run under autocast.
+
+    Goes module by module: norms want all their own parameters in one type.
+    """
+    for module in network.model.modules():
+        own = list(module.parameters(recurse=False))
+        kind = torch.float32 if any(parameter.requires_grad for parameter in own) else dtype
+        for parameter in own:
+            parameter.data = parameter.data.to(kind)
+
+
+def count_parameters(network: Network) -> tuple[int, int]:
+    """(trainable, all) parameters, shared ones counted once."""
+    root = network.wrapper if network.wrapper is not None else network.model
+    parameters = list(root.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

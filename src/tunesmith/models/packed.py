@@ -1,0 +1,57 @@
+"""The forward pass over a packed batch: logits only where something is judged.
+
+Shape letters: T packed tokens, S rows, N judged places, P virtual tokens, D width, V vocabulary,
+C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tunesmith.models.attention import plan_segments
+from tunesmith.models.heads import find_head, pool
+from tunesmith.models.load import Network, position_offset
+from tunesmith.records import PackedBatch
+
+
+def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
+    """(N, V) next-token logits at `batch.predict_from` for generation, else (S, C) for the rows."""
+    inputs = _inputs(network, batch)
+    if network.task == "generation":
+        logits: torch.Tensor = network.model(**inputs, logits_to_keep=batch.predict_from).logits
+        return logits[0]
+    head = find_head(network.model)
+    hidden_TD = network.body(**inputs).last_hidden_state[0]
+    return head.logits(network.model, pool(hidden_TD, batch.lengths, head.pooling(network.model)))
+
+
+def packed_embeddings(network: Network, batch: PackedBatch) -> torch.Tensor:
+    """(S, D): the mean of each row's last hidden states, the usual sentence embedding."""
+    hidden_TD = network.body(**_inputs(network, batch)).last_hidden_state[0]
+    return pool(hidden_TD, batch.lengths, "mean")
+
+
+def _inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "position_ids": (batch.position_ids + position_offset(network.model))[None],
+        "segments": plan_segments(batch.lengths, batch.input_ids.device),
+    }
+    if network.is_decoder:
+        inputs["use_cache"] = False
+    elif getattr(network.model.config, "type_vocab_size", 0):
+        # Encoders keep a ready-made row of these, as long as one row may be; a pack is longer.
+        inputs["token_type_ids"] = torch.zeros_like(batch.input_ids)[None]
+    if network.prompt is None:
+        return inputs | {"input_ids": batch.input_ids[None]}
+    return inputs | {"inputs_embeds": _with_prompt(network, batch)[None]}
+
+
+def _with_prompt(network: Network, batch: PackedBatch) -> torch.Tensor:
+    """Embeddings (T, D) with the P virtual tokens at the head of every row."""
+    embeddings_TD = network.body.get_input_embeddings()(batch.input_ids)
+    prompt_PD = network.prompt().to(embeddings_TD.dtype)
+    places_SP = torch.tensor(batch.lengths).cumsum(0) - torch.tensor(batch.lengths)
+    places = (places_SP[:, None] + torch.arange(batch.num_virtual)).flatten().to(embeddings_TD.device)
+    return embeddings_TD.index_copy(0, places, prompt_PD.repeat(len(batch.lengths), 1))

@@ -1,0 +1,40 @@
+"""AdamW with the usual exceptions from weight decay, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+_DECAY: dict[Schedule, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "constant": lambda done: 1.0,
+}
+
+
+def learning_rate_factor(step: int, num_steps: int, num_warmup: int, schedule: Schedule) -> float:
+    """What the peak learning rate is multiplied by at `step` (0-based).
+
+    Rises linearly over the warm-up, (step + 1) / num_warmup, then decays over the remaining steps to 0.
+    """
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    return _DECAY[schedule]((step - num_warmup) / max(1, num_steps - num_warmup))
+
+
+def make_adamw(
+    named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Decoupled weight decay (Loshchilov & Hutter 2019), not on biases, norms and other vectors."""
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for _, parameter in named:
+        (matrices if parameter.ndim > 1 else vectors).append(parameter)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
