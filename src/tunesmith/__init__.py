@@ -1,0 +1,30 @@
+"""tunesmith: specialise a pretrained language model, and see, measured, whether it was worth it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import InputError
+
+if TYPE_CHECKING:
+    from tunesmith.api import compare, evaluate, load, predict, tune
+    from tunesmith.evaluation.compare import Comparison
+    from tunesmith.tuning import Run
+
+__all__ = ["Comparison", "InputError", "Run", "compare", "evaluate", "load", "predict", "tune"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Comparison": "tunesmith.evaluation.compare",
+    "Run": "tunesmith.tune",
+    **dict.fromkeys(("compare", "evaluate", "load", "predict", "tune"), "tunesmith.api"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used: `import tunesmith` alone does not load torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tunesmith' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Task
@@ -40,6 +40,25 @@ ALIASES: dict[str, str] = {
 }
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _split_list(value: object) -> object:
+    """"a,b" as typed on a command line is the list [a, b]."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _split_mapping(value: object) -> object:
+    """"a=1,b=2" as typed on a command line is the mapping {a: 1, b: 2}."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    for key, sign, _ in pairs:
+        if not sign:
+            raise ValueError(f"expected name=value pairs separated by commas, found '{key}'")
+    return {key.strip(): item.strip() for key, _, item in pairs}
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 
 
 class Config(BaseModel):
@@ -102,7 +121,7 @@ class DataConfig(Config):
     model: str = Field(description="Model: a catalogue name, a folder, or a hub name.")
     data: str = Field(description="Data: a CSV, TSV or JSONL file, a catalogue name, or a hub name.")
     task: Task | None = Field(None, description="Task; recognised from the columns when not given.")
-    columns: dict[str, str] = Field(
+    columns: Annotated[dict[str, str], BeforeValidator(_split_mapping)] = Field(
         default_factory=dict, description="Which column is what, for example text=review,label=stars."
     )
     eval_data: str | None = Field(None, description="A separate test file; else a part of the data is held out.")
@@ -143,7 +162,7 @@ class TrainingConfig(DataConfig):
     lora_r: int = Field(16, gt=0, description="lora, dora: rank.")
     lora_alpha: float = Field(32, gt=0, description="lora, dora: the update is scaled by alpha / r.")
     lora_dropout: Fraction = Field(0.0, description="lora, dora: dropout before the low-rank product.")
-    target_modules: tuple[str, ...] | None = Field(
+    target_modules: Names | None = Field(
         None, description="lora, dora: names of linear layers to adapt; all of the body when not given."
     )
 
@@ -161,13 +180,13 @@ class TuneConfig(TrainingConfig):
 class CompareConfig(TrainingConfig):
     """Several methods and baselines on one split."""
 
-    methods: tuple[str, ...] = Field(
+    methods: Names = Field(
         ("full", "last-layers", "bitfit", "bottleneck", "lora", "head-only"), description="Methods to compare."
     )
-    baselines: tuple[str, ...] | None = Field(
+    baselines: Names | None = Field(
         None, description="Baselines to beat; all that fit the task when not given."
     )
-    learning_rates: dict[str, float] = Field(
+    learning_rates: Annotated[dict[str, float], BeforeValidator(_split_mapping)] = Field(
         default_factory=dict, description="Other peak learning rates, for example full=1e-5,lora=1e-4."
     )
     max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:  # records are read by commands that must start quickly
+    import torch
 
 Task = Literal["classification", "regression", "generation"]
 TASKS: tuple[Task, ...] = ("classification", "regression", "generation")

@@ -1,8 +1,7 @@
-"""Where a stage runs and what it leaves behind: device, precision, seeds, run folder, progress."""
+"""Where a stage runs: device, precision, seeds, memory, versions, and the log of its metrics."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -10,22 +9,17 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from tunesmith.errors import InputError
+from tunesmith.storage import to_plain
 
 Precision = Literal["auto", "bf16", "fp32"]
-console = Console(stderr=True, highlight=False)
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -137,38 +131,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def to_plain(value: Any) -> Any:
-    """Records, paths and NaN as JSON can hold them (NaN becomes null)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return to_plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Written beside its place, flushed to the disk, then renamed: never half a file."""
-    write_text(path, json.dumps(to_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class MetricsLog:
     """`metrics.jsonl`: one JSON object per line, flushed as it is written."""
 
@@ -183,60 +145,3 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-
-
-class Bar:
-    """A progress bar with rate and time left; without a terminal, a plain line now and then."""
-
-    SECONDS_BETWEEN_LINES = 10.0
-
-    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
-        self._label, self._total, self._done, self._quiet = label, total, 0, quiet
-        self._start = self._last_line = time.monotonic()
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        if console.is_terminal and not quiet:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
-            )
-            self._progress = Progress(*columns, console=console, transient=True)
-            self._task = self._progress.add_task(label, total=total, detail="")
-
-    def __enter__(self) -> Bar:
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def advance(self, detail: str = "", steps: int = 1) -> None:
-        self._done += steps
-        if self._progress is not None:
-            self._progress.update(self._task, advance=steps, detail=detail)
-        elif not self._quiet and self._is_due():
-            left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-            console.print(f"{self._label} {self._done}/{self._total}  {detail}  {left:.0f} s left")
-
-    def _is_due(self) -> bool:
-        now = time.monotonic()
-        if now - self._last_line < self.SECONDS_BETWEEN_LINES:
-            return False
-        self._last_line = now
-        return True
-
-
-def describe_bytes(count: float) -> str:
-    """1,234,567 -> '1.2 MB', in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

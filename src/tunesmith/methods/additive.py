@@ -14,7 +14,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.models.layers import find_layers, freeze_body
 from tunesmith.models.load import Network
-from tunesmith.runtime import write_json
+from tunesmith.storage import write_json
 
 BOTTLENECK_WEIGHTS = "bottleneck.safetensors"
 BOTTLENECK_CONFIG = "bottleneck.json"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tunesmith.runtime import write_json
+from tunesmith.storage import write_json
 
 WEIGHTS = "weights.safetensors"
 Named = Sequence[tuple[str, nn.Parameter]]

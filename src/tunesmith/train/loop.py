@@ -20,7 +20,8 @@ from tunesmith.data.pack import epoch_batches, pack
 from tunesmith.models.load import Network
 from tunesmith.models.packed import packed_logits
 from tunesmith.records import PackedBatch, TokenizedExample
-from tunesmith.runtime import Bar, MetricsLog, autocast, current_memory, describe_bytes
+from tunesmith.runtime import MetricsLog, autocast, current_memory
+from tunesmith.terminal import Bar, describe_bytes
 from tunesmith.train.checkpoint import Named, load_checkpoint, save_checkpoint
 from tunesmith.train.losses import judge
 from tunesmith.train.optim import Schedule, learning_rate_factor, make_adamw

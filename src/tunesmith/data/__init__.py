@@ -1,0 +1,1 @@
+"""Data: read, recognise, divide, tokenise, pack."""

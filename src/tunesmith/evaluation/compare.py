@@ -1,0 +1,336 @@
+"""Stage: one split, many methods and baselines -> one table, one page, one recommendation.
+
+Each system runs in a process of its own: its peak memory is its own, and one that fails or is killed
+does not lose the others. What is finished is not run again when the command is repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config import CompareConfig, TuneConfig
+from tunesmith.errors import InputError
+from tunesmith.evaluation.metrics import METRICS, Predictions, paired_difference, score
+from tunesmith.evaluation.report import write_report
+from tunesmith.evaluation.systems import BASELINE_NAMES, find_baseline, run_baseline, run_method
+from tunesmith.methods.table import find_method
+from tunesmith.models.load import load_config, resolve_model
+from tunesmith.records import Interval, Split, System, Verdict
+from tunesmith.runtime import choose_device, choose_precision, describe_machine
+from tunesmith.storage import to_plain, write_json, write_text
+from tunesmith.terminal import console
+from tunesmith.tuning import find_max_length, load_split
+
+RESULT = "comparison.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared, and what came out: `systems` with baselines first, in the order asked for."""
+
+    folder: Path
+    content: Mapping[str, Any]
+    systems: tuple[System, ...]
+    verdict: Verdict
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+    def to_pandas(self) -> Any:
+        """One row per system: metrics with the ends of their intervals, cost, error."""
+        import pandas as pd  # comes with `datasets`; slow to import and only needed here
+
+        rows = []
+        for system in self.systems:
+            row: dict[str, Any] = {"system": system.name, "kind": system.kind, "family": system.family}
+            for name, interval in system.metrics.items():
+                row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            row |= {
+                "trainable_parameters": system.trainable_parameters,
+                "peak_memory": system.peak_memory,
+                "train_seconds": system.train_seconds,
+                "error": system.error,
+            }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        html: str = self.to_pandas().to_html(index=False, float_format="%.3f", border=0)
+        return f"<p>{self.verdict.reason}</p>{html}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One system to run: `key` changes with everything its result depends on."""
+
+    name: str
+    kind: str
+    folder: Path
+    config: CompareConfig
+    parts: Split
+    key: str
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Runs what is not finished yet and judges all systems on the same test rows.
+
+    Raises:
+        InputError: before any compute is spent, for a wrong model, data, method or baseline.
+    """
+    started = time.monotonic()
+    folder = config.output or Path("runs") / f"compare-{Path(config.model).name}-{Path(config.data).stem}"
+    for name in config.methods:
+        find_method(name)
+    source = resolve_model(config.model)
+    load_config(source, config.model)
+    find_max_length(config)
+    parts = load_split(config)
+    jobs = _make_jobs(config, folder, parts)
+    _check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", config.to_yaml())
+    _announce(config, parts, jobs)
+    systems = [_run_or_reuse(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
+    return _conclude(config, folder, parts, systems, time.monotonic() - started)
+
+
+def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
+    task = parts.train.task
+    model_config = load_config(resolve_model(config.model), config.model)
+    fitting = [name for name in BASELINE_NAMES if not find_baseline(name, None).why_not(task, model_config)]
+    wanted = fitting if config.baselines is None else list(config.baselines)
+    for name in wanted:
+        reason = find_baseline(name, task).why_not(task, model_config)
+        if reason:
+            raise InputError(f"baseline '{name}': {reason}. Fitting here: {', '.join(fitting)}")
+    named = [("baseline", name) for name in wanted] + [("method", name) for name in config.methods]
+    return [
+        Job(name, kind, folder / f"{kind}s" / name, config, parts, _key(config, parts, kind, name))
+        for kind, name in named
+    ]
+
+
+def _key(config: CompareConfig, parts: Split, kind: str, name: str) -> str:
+    """sha256 over the configuration that bears on this system and over its data."""
+    relevant = config.model_dump(mode="json", exclude={"output", "methods", "baselines", "learning_rates"})
+    relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name)}
+    relevant |= {"data": [part.fingerprint for part in (parts.train, parts.validation, parts.test)]}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise InputError(f"output '{folder}' is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+        raise InputError(f"output '{folder}' holds files that are no comparison. Give another --output")
+
+
+def _announce(config: CompareConfig, parts: Split, jobs: Sequence[Job]) -> None:
+    console.print(f"[bold]{config.model}[/] on [bold]{config.data}[/]: {len(jobs)} systems")
+    console.print(f"data   {parts.train.recognised}", markup=False)
+    console.print(f"split  {parts.note}", markup=False)
+
+
+def _run_or_reuse(job: Job, number: int, total: int) -> System:
+    label = f"[{number}/{total}] {job.name}"
+    finished = _read_system(job)
+    if finished is not None:
+        console.print(f"{label}: finished before, not run again", markup=False)
+        return finished
+    console.print(f"{label} ...", markup=False)
+    system = _run_apart(job)
+    _describe(label, system, job.parts.test.task)
+    return system
+
+
+def _describe(label: str, system: System, task: str) -> None:
+    if system.error:
+        console.print(f"{label}: failed: {system.error.splitlines()[0]}", style="red", markup=False)
+        return
+    shown = [f"{name} {interval}" for name, interval in list(system.metrics.items())[:2]]
+    console.print(f"{label}: {', '.join(shown)} in {system.total_seconds:.0f} s", markup=False)
+
+
+def _run_apart(job: Job) -> System:
+    """In a process of its own. Where forking from a small server is possible the imports are shared."""
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":
+        context.set_forkserver_preload(["tunesmith.evaluation.systems"])
+    process = context.Process(target=_work, args=(job,), name=job.name)
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    system = _read_system(job, with_errors=True)
+    if system is not None:
+        return system
+    return System(job.name, _kind(job), "", error=_death_note(process.exitcode))
+
+
+def _kind(job: Job) -> Any:
+    return job.kind
+
+
+def _death_note(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        hint = " (often: out of memory)" if exit_code == -9 else ""
+        return f"its process was ended by signal {-exit_code}{hint}"
+    return f"its process ended with code {exit_code} and left no result"
+
+
+def _work(job: Job) -> None:
+    """The life of one system; whatever goes wrong is written down, not raised."""
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        run = run_method if job.kind == "method" else run_baseline
+        system, predictions = run(job.name, job.folder, job.config, job.parts)
+        write_json(job.folder / "predictions.json", predictions.to_mapping())
+    except InputError as error:
+        system = System(job.name, _kind(job), "", error=str(error))
+    except Exception as error:
+        system = System(
+            job.name, _kind(job), "", error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        )
+    write_json(job.folder / "system.json", {"key": job.key, "system": system})
+
+
+def _read_system(job: Job, with_errors: bool = False) -> System | None:
+    path = job.folder / "system.json"
+    if not path.is_file():
+        return None
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if saved["key"] != job.key or (saved["system"]["error"] and not with_errors):
+        return None
+    return system_from(saved["system"])
+
+
+def system_from(plain: Mapping[str, Any]) -> System:
+    """A System as it was before it became JSON."""
+    values = dict(plain)
+    values["metrics"] = {name: _interval(value) for name, value in plain["metrics"].items()}
+    values["difference"] = None if plain["difference"] is None else _interval(plain["difference"])
+    values["curve"], values["samples"] = tuple(plain["curve"]), tuple(plain["samples"])
+    return System(**values)
+
+
+def _interval(plain: Mapping[str, Any]) -> Interval:
+    return Interval(*(float("nan") if plain[key] is None else plain[key] for key in ("value", "low", "high")))
+
+
+def _conclude(
+    config: CompareConfig, folder: Path, parts: Split, systems: Sequence[System], seconds: float
+) -> Comparison:
+    task = parts.train.task
+    primary = METRICS[task][0]
+    judge = _Judge(folder, systems, primary.name, primary.higher_is_better, config.seed)
+    judged = tuple(judge.with_difference(system) for system in systems)
+    verdict = judge.verdict(judged)
+    device = choose_device(config.device)
+    content = to_plain(
+        {
+            "model": {"name": config.model, "total_parameters": max(s.total_parameters for s in judged)},
+            "data": _describe_data(config, parts),
+            "primary": primary.name,
+            "higher_is_better": primary.higher_is_better,
+            "systems": judged,
+            "verdict": verdict,
+            "machine": describe_machine(device, choose_precision(config.precision, device)),
+            "seconds": seconds,
+            "command": shlex.join(["tunesmith", *sys.argv[1:]]),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+    write_json(folder / RESULT, content)
+    write_report(folder / REPORT, content)
+    return Comparison(folder, content, judged, verdict)
+
+
+def _describe_data(config: CompareConfig, parts: Split) -> dict[str, Any]:
+    return {
+        "name": config.data,
+        "task": parts.train.task,
+        "class_names": parts.train.class_names,
+        "recognised": parts.train.recognised,
+        "note": parts.note,
+        "num_train": len(parts.train.rows),
+        "num_validation": len(parts.validation.rows),
+        "num_test": len(parts.test.rows),
+    }
+
+
+class _Judge:
+    """Ranks systems by the primary metric and weighs a gain against its cost."""
+
+    def __init__(
+        self, folder: Path, systems: Sequence[System], metric: str, higher_is_better: bool, seed: int
+    ) -> None:
+        self._folder, self._metric, self._seed = folder, metric, seed
+        self._sign = 1 if higher_is_better else -1
+        self._ranked = sorted(
+            (system for system in systems if metric in system.metrics),
+            key=lambda system: -self._sign * system.metrics[metric].value,
+        )
+        self._best_baseline = next((system for system in self._ranked if system.kind == "baseline"), None)
+
+    def with_difference(self, system: System) -> System:
+        """The system with its gap to the strongest baseline filled in."""
+        if self._best_baseline is None or self._metric not in system.metrics or system == self._best_baseline:
+            return system
+        return replace(system, difference=self._difference(system, self._best_baseline))
+
+    def verdict(self, systems: Sequence[System]) -> Verdict:
+        if not self._ranked:
+            return Verdict("", "", f"No system finished, so nothing can be said of {self._metric}.")
+        best = self._ranked[0]
+        # As good as the best, as far as these test rows can tell.
+        peers = [system for system in self._ranked if system == best or not self._is_worse(system, best)]
+        chosen = min(peers, key=lambda system: (system.kind == "method", system.total_seconds))
+        return Verdict(best.name, chosen.name, self._reason(best, chosen))
+
+    def _reason(self, best: System, chosen: System) -> str:
+        value = best.metrics[self._metric]
+        text = f"{best.name} has the best {self._metric}, {value}."
+        if chosen != best:
+            text += (
+                f" {chosen.name} ({chosen.metrics[self._metric]}) cannot be told from it on these test rows and "
+                f"takes {chosen.total_seconds:.0f} s instead of {best.total_seconds:.0f} s."
+            )
+        baseline = self._best_baseline
+        if baseline is None:
+            return text
+        if chosen.kind == "baseline":
+            return text + " On this data, tuning is not worth its cost."
+        gap = self._difference(chosen, baseline)
+        verb = "beats" if self._is_better(gap) else "does not clearly beat"
+        return text + f" It {verb} the strongest baseline, {baseline.name}: difference {gap}."
+
+    def _is_worse(self, system: System, best: System) -> bool:
+        gap = self._difference(system, best)
+        return gap.high < 0 if self._sign > 0 else gap.low > 0
+
+    def _is_better(self, gap: Interval) -> bool:
+        return gap.low > 0 if self._sign > 0 else gap.high < 0
+
+    def _difference(self, system: System, other: System) -> Interval:
+        task, pair = self._predictions(system).task, (self._predictions(system), self._predictions(other))
+        return paired_difference(task, *pair, self._metric, self._seed)
+
+    def _predictions(self, system: System) -> Predictions:
+        path = self._folder / f"{system.kind}s" / system.name / "predictions.json"
+        return Predictions.from_mapping(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,87 @@
+"""A run at work: predictions for a file, and a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.sources import read_rows
+from tunesmith.errors import InputError
+from tunesmith.evaluation.tasks import chat_stream, open_network, predict_texts
+from tunesmith.models.generate import Decoding
+from tunesmith.records import Message, RawRow
+from tunesmith.tuning import Run
+
+TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "sentence", "review", "content", "query")
+
+
+def predict_file(run: str, file: Path) -> list[dict[str, Any]]:
+    """Every row of the file with its prediction added.
+
+    Raises:
+        InputError: not a run, no such file, or no column that holds the text.
+    """
+    network = Run.open(run).network
+    rows = read_rows(file) if file.suffix.lower() != ".txt" else _lines(file)
+    column = _text_column(rows, file)
+    texts = [str(row.fields[column]) for row in rows]
+    return [
+        {**row.fields, **prediction}
+        for row, prediction in zip(rows, predict_texts(network, texts), strict=True)
+    ]
+
+
+def _lines(file: Path) -> list[RawRow]:
+    from tunesmith.records import Origin
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    return [RawRow({"text": line}, Origin(str(file), i)) for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def _text_column(rows: list[RawRow], file: Path) -> str:
+    columns = list(rows[0].fields)
+    found = next((name for name in TEXT_COLUMNS if name in columns), None)
+    if found is None and len(columns) == 1:
+        return columns[0]
+    if found is None:
+        raise InputError(
+            f"{file}: none of its columns ({', '.join(columns)}) is called {', '.join(TEXT_COLUMNS)}. "
+            "Rename the one that holds the text"
+        )
+    return found
+
+
+def converse(
+    run: str,
+    system: str | None,
+    temperature: float,
+    max_new_tokens: int,
+    read: Callable[[str], str] = input,
+) -> None:
+    """Reads questions and streams answers until the input ends. The conversation so far is kept."""
+    network = open_network(run)
+    decoding = Decoding(max_new_tokens, temperature)
+    opening = [Message("system", system)] if system else []
+    messages = list(opening)
+    while True:
+        try:
+            question = read("> ").strip()
+        except EOFError:
+            return
+        if question == "/quit":
+            return
+        if question == "/new":
+            messages = list(opening)
+        elif question:
+            messages = [*messages, Message("user", question)]
+            answer = ""
+            for piece in chat_stream(network, messages, decoding):
+                answer += piece
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            sys.stdout.write("\n")
+            messages.append(Message("assistant", answer))

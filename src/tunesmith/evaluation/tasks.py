@@ -1,0 +1,161 @@
+"""A network on labelled rows: what it predicts, how good that is, and its use on new texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tunesmith.config import DataConfig
+from tunesmith.data import sources
+from tunesmith.data.tokenize import encode_texts, tokenize
+from tunesmith.errors import InputError
+from tunesmith.evaluation.metrics import Predictions, score
+from tunesmith.models.generate import Decoding, generate, stream
+from tunesmith.models.load import Network, load_network, settle_precision
+from tunesmith.records import (
+    Conversation,
+    Examples,
+    LabelledText,
+    Message,
+    Origin,
+    Score,
+    TokenizedExample,
+)
+from tunesmith.runtime import choose_device, choose_precision
+from tunesmith.train.validate import validate
+from tunesmith.tuning import MANIFEST, Run
+
+DEFAULT_MAX_NEW_TOKENS = 128
+
+
+def predict_rows(
+    network: Network,
+    examples: Examples,
+    dtype: torch.dtype,
+    max_generated: int = 0,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+) -> Predictions:
+    """What the network says about labelled rows; generation answers the first `max_generated` of them."""
+    network.model.eval()
+    rows = tokenize(examples, network.tokenizer, network.max_positions - network.num_virtual)
+    outputs = validate(network, rows, dtype)
+    if examples.task == "generation":
+        conversations = [row for row in examples.rows if isinstance(row, Conversation)]
+        asked = [row.messages[:-1] for row in conversations[:max_generated]]
+        decoding = Decoding(max_new_tokens=max_new_tokens)
+        answers: list[str | None] = [*generate(network, asked, decoding, dtype)] if asked else []
+        return Predictions(
+            task="generation",
+            targets=[row.messages[-1].content for row in conversations],
+            outputs=answers + [None] * (len(conversations) - len(answers)),
+            losses=outputs.losses,
+            num_tokens=outputs.num_judged,
+        )
+    targets = np.array([row.target for row in rows])
+    if examples.task == "regression":
+        return Predictions("regression", targets, outputs.logits[:, 0].astype(float), outputs.losses)
+    return Predictions("classification", targets, outputs.logits.argmax(1), outputs.losses)
+
+
+def label_logprobs(
+    network: Network, texts: Sequence[str], class_names: Sequence[str], dtype: torch.dtype
+) -> np.ndarray:
+    """(texts, classes): mean log-probability per token of each class name as the answer to a question
+    that lists them. The network must be a decoder loaded for generation."""
+    question = f"Which of these labels fits the text best: {', '.join(class_names)}?\nText: {{}}\nLabel:"
+    rows = tuple(
+        Conversation((Message("user", question.format(text)), Message("assistant", name)), Origin("<text>", i + 1))
+        for i, text in enumerate(texts)
+        for name in class_names
+    )
+    asked = Examples("generation", rows, (), "", "")
+    outputs = validate(network, tokenize(asked, network.tokenizer, network.max_positions), dtype)
+    return -(outputs.losses / outputs.num_judged).reshape(len(texts), len(class_names))
+
+
+def open_network(name: str, task: str | None = None, class_names: Sequence[str] = ()) -> Network:
+    """A run folder, or else a model by name, folder or hub name, on the best device."""
+    if (Path(name).expanduser() / MANIFEST).is_file():
+        return Run.open(name).network
+    network = load_network(name, task or "generation", class_names)  # type: ignore[arg-type]
+    device = choose_device()
+    network.model.requires_grad_(False)
+    settle_precision(network, choose_precision("auto", device))
+    network.model.to(device)
+    network.model.eval()
+    return network
+
+
+def evaluate(
+    model: str | Run, data: str, config: Mapping[str, Any] | None = None, max_generated: int = 32
+) -> Score:
+    """Scores a run (or, for generation, any decoder) on all rows of a labelled file.
+
+    Raises:
+        InputError: the data has another task or other classes than the run.
+    """
+    network = model.network if isinstance(model, Run) else open_network(model)
+    if not network.class_names and network.task == "classification":
+        raise InputError(f"'{model}' has no classes of its own; tune it first")
+    settings = DataConfig.read(given={"model": network.source, "data": data, **(config or {})})
+    examples = sources.load(data, settings.task or network.task, settings.columns)
+    return score(examples.task, predict_rows(network, fit_classes(examples, network), _dtype(network), max_generated))
+
+
+def fit_classes(examples: Examples, network: Network) -> Examples:
+    """The same rows with the network's class ids."""
+    if examples.task != network.task:
+        raise InputError(f"the data is for {examples.task}, '{network.source}' does {network.task}")
+    unknown = sorted(set(examples.class_names) - set(network.class_names))
+    if unknown:
+        raise InputError(
+            f"label '{unknown[0]}' is unknown to '{network.source}'. It knows {', '.join(network.class_names)}"
+        )
+    return Examples(
+        examples.task, examples.rows, network.class_names, examples.recognised, examples.fingerprint
+    )
+
+
+def predict_texts(network: Network, texts: Sequence[str], max_new_tokens: int = 256) -> list[dict[str, Any]]:
+    """One mapping per text: `label` and `probability`, or `score`, or `answer`."""
+    dtype = _dtype(network)
+    if network.task == "generation":
+        prompts = [(Message("user", text),) for text in texts]
+        return [{"answer": text} for text in generate(network, prompts, Decoding(max_new_tokens), dtype)]
+    limit = network.max_positions - network.num_virtual
+    encoded = encode_texts(texts, network.tokenizer, limit)
+    target = 0 if network.task == "classification" else 0.0
+    rows = [TokenizedExample(ids, (False,) * len(ids), target, cut, i) for i, (ids, cut) in enumerate(encoded)]
+    logits = validate(network, rows, dtype).logits
+    if network.task == "regression":
+        return [{"score": float(value)} for value in logits[:, 0]]
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    chances = odds / odds.sum(1, keepdims=True)
+    return [
+        {"label": network.class_names[best], "probability": float(row[best])}
+        for best, row in zip(chances.argmax(1), chances, strict=True)
+    ]
+
+
+def chat_stream(
+    network: Network, messages: Sequence[Message], decoding: Decoding
+) -> Iterator[str]:
+    """The next answer of a conversation, piece by piece."""
+    if network.task != "generation":
+        raise InputError(f"'{network.source}' does {network.task}, it cannot chat; use `tunesmith predict`")
+    return stream(network, messages, decoding, _dtype(network))
+
+
+def texts_of(examples: Examples) -> list[str]:
+    """The text of each labelled row; the last question of each conversation."""
+    return [
+        row.text if isinstance(row, LabelledText) else row.messages[-2].content for row in examples.rows
+    ]
+
+
+def _dtype(network: Network) -> torch.dtype:
+    return choose_precision("auto", network.model.device)

@@ -1,0 +1,68 @@
+"""What a person at the terminal sees while work goes on. Everything here goes to standard error."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+def describe_bytes(count: float) -> str:
+    """1,234,567 -> '1.2 MB', in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+class Bar:
+    """A progress bar with rate and time left; without a terminal, a plain line now and then."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
+        self._label, self._total, self._done, self._quiet = label, total, 0, quiet
+        self._start = self._last_line = time.monotonic()
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        if console.is_terminal and not quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+            )
+            self._progress = Progress(*columns, console=console, transient=True)
+            self._task = self._progress.add_task(label, total=total, detail="")
+
+    def __enter__(self) -> Bar:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def advance(self, detail: str = "", steps: int = 1) -> None:
+        self._done += steps
+        if self._progress is not None:
+            self._progress.update(self._task, advance=steps, detail=detail)
+        elif not self._quiet and self._is_due():
+            left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
+            console.print(f"{self._label} {self._done}/{self._total}  {detail}  {left:.0f} s left")
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < self.SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True

@@ -1,0 +1,80 @@
+"""What a network says about rows, without gradients: losses and outputs, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tunesmith.data.pack import pack, token_batches
+from tunesmith.models.load import Network
+from tunesmith.models.packed import packed_embeddings, packed_logits
+from tunesmith.records import PackedBatch, TokenizedExample
+from tunesmith.runtime import autocast
+from tunesmith.train.losses import judge
+
+# Enough tokens to keep the cores busy in matrix products, few enough to stay in little memory.
+TOKENS_PER_PASS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutputs:
+    """Of R rows, in the order given.
+
+    losses      (R,) sum of the losses judged in the row, in nats (squared error for regression)
+    num_judged  (R,) places judged: trained tokens, or 1
+    logits      (R, C) for classification (C classes) and regression (C = 1); (R, 0) for generation
+    """
+
+    losses: np.ndarray
+    num_judged: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def mean_loss(self) -> float:
+        """Per judged place, so long answers count as much as they are long."""
+        return float(self.losses.sum() / self.num_judged.sum())
+
+
+@torch.inference_mode()
+def validate(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype) -> RowOutputs:
+    """Losses and outputs of rows that have targets; the model must be in evaluation mode."""
+    device = network.model.device
+    losses, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    width = 0 if network.task == "generation" else network.model.config.num_labels
+    all_logits = np.zeros((len(rows), width), dtype=np.float32)
+    for indices, batch in _batches(rows, network.num_virtual):
+        batch = batch.to(device)
+        with autocast(device, dtype):
+            logits = packed_logits(network, batch)
+        judged = judge(network.task, logits, batch.targets).cpu().numpy().astype(np.float64)
+        sizes = [rows[index].num_trained if width == 0 else 1 for index in indices]
+        for index, part in zip(indices, np.split(judged, np.cumsum(sizes)[:-1]), strict=True):
+            losses[index], counts[index] = part.sum(), len(part)
+        if width:
+            all_logits[indices] = logits.float().cpu().numpy()
+    return RowOutputs(losses, counts, all_logits)
+
+
+@torch.inference_mode()
+def embed(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype) -> np.ndarray:
+    """(R, D) mean of the last hidden states of each row."""
+    device = network.model.device
+    found = np.zeros((len(rows), network.model.config.hidden_size), dtype=np.float32)
+    for indices, batch in _batches(rows, network.num_virtual):
+        with autocast(device, dtype):
+            found[indices] = packed_embeddings(network, batch.to(device)).float().cpu().numpy()
+    return found
+
+
+def _batches(
+    rows: Sequence[TokenizedExample], num_virtual: int
+) -> list[tuple[list[int], PackedBatch]]:
+    """Row indices in the order in which they stand in the batch, and the batch."""
+    batches = []
+    for chosen in token_batches(rows, TOKENS_PER_PASS):
+        # `pack` sorts by length; `token_batches` has done so already, and both sorts are stable.
+        batches.append((chosen, pack([rows[index] for index in chosen], num_virtual)))
+    return batches
