@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith import assets
-from tunesmith.config import ALIASES, CompareConfig, Config, TuneConfig
+from tunesmith.config import ALIASES, CompareConfig, Config, TuneConfig, split_mapping
 from tunesmith.errors import InputError
 from tunesmith.storage import to_plain, write_text
 from tunesmith.terminal import describe_bytes
@@ -166,7 +166,6 @@ def evaluate(
     /,
     *,
     data: str,
-    task: str | None = None,
     columns: str = "",
     max_generated: int = 32,
     as_json: AsJson = False,
@@ -180,8 +179,9 @@ def evaluate(
     max_generated: Generation: answer so many rows for ROUGE-L.
     """
     from tunesmith.evaluation.tasks import evaluate as run_stage
+    from tunesmith.evaluation.tasks import open_network
 
-    score = run_stage(model, data, given({"task": task, "columns": columns}), max_generated)
+    score = run_stage(open_network(model), data, split_mapping(columns), max_generated)
     if as_json:
         return print_json(score)
     out.print(f"{model} on {score.num_rows:,} rows of {data}", markup=False)
@@ -310,3 +310,7 @@ def _rename(arguments: Sequence[str]) -> list[str]:
         known = ALIASES.get(flag[2:].replace("-", "_")) if flag.startswith("--") else None
         renamed.append(f"--{known.replace('_', '-')}{sign}{value}" if known else argument)
     return renamed
+
+
+if __name__ == "__main__":
+    main()

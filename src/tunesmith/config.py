@@ -47,7 +47,7 @@ def _split_list(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _split_mapping(value: object) -> object:
+def split_mapping(value: object) -> object:
     """"a=1,b=2" as typed on a command line is the mapping {a: 1, b: 2}."""
     if not isinstance(value, str):
         return value
@@ -121,7 +121,7 @@ class DataConfig(Config):
     model: str = Field(description="Model: a catalogue name, a folder, or a hub name.")
     data: str = Field(description="Data: a CSV, TSV or JSONL file, a catalogue name, or a hub name.")
     task: Task | None = Field(None, description="Task; recognised from the columns when not given.")
-    columns: Annotated[dict[str, str], BeforeValidator(_split_mapping)] = Field(
+    columns: Annotated[dict[str, str], BeforeValidator(split_mapping)] = Field(
         default_factory=dict, description="Which column is what, for example text=review,label=stars."
     )
     eval_data: str | None = Field(None, description="A separate test file; else a part of the data is held out.")
@@ -186,7 +186,7 @@ class CompareConfig(TrainingConfig):
     baselines: Names | None = Field(
         None, description="Baselines to beat; all that fit the task when not given."
     )
-    learning_rates: Annotated[dict[str, float], BeforeValidator(_split_mapping)] = Field(
+    learning_rates: Annotated[dict[str, float], BeforeValidator(split_mapping)] = Field(
         default_factory=dict, description="Other peak learning rates, for example full=1e-5,lora=1e-4."
     )
     max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")

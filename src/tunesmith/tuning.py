@@ -107,18 +107,29 @@ class Prepared:
 
 def load_split(config: DataConfig) -> Split:
     """The data of a configuration, recognised, divided and cut to size."""
-    examples = sources.load(config.data, config.task, config.columns)
+    return split_examples(sources.load(config.data, config.task, config.columns), config)
+
+
+def split_examples(examples: Examples, config: DataConfig) -> Split:
+    """Examples divided and cut to size as the configuration says."""
     if config.eval_data is not None:
         test = sources.load(config.eval_data, examples.task, config.columns)
         parts = split_given(examples, test, config.seed)
     else:
         parts = split(examples, config.seed)
-    return Split(
-        train=take(parts.train, config.max_train_samples, config.seed),
-        validation=take(parts.validation, config.max_validation_samples, config.seed),
-        test=take(parts.test, config.max_test_samples, config.seed),
-        note=parts.note,
+    taken = [
+        take(parts.train, config.max_train_samples, config.seed),
+        take(parts.validation, config.max_validation_samples, config.seed),
+        take(parts.test, config.max_test_samples, config.seed),
+    ]
+    used = ", ".join(
+        f"{name} {len(part.rows):,}" for name, part in zip(("train", "validation", "test"), taken, strict=True)
     )
+    return Split(*taken, note=f"{parts.note}; used: {used}" if taken != [*_parts(parts)] else parts.note)
+
+
+def _parts(parts: Split) -> tuple[Examples, Examples, Examples]:
+    return parts.train, parts.validation, parts.test
 
 
 def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False) -> Run:

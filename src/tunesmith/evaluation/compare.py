@@ -21,11 +21,12 @@ from typing import Any
 
 from tunesmith.config import CompareConfig, TuneConfig
 from tunesmith.errors import InputError
-from tunesmith.evaluation.metrics import METRICS, Predictions, paired_difference, score
+from tunesmith.evaluation.baselines import BASELINES, find_baseline
+from tunesmith.evaluation.metrics import METRICS, Predictions, paired_difference
 from tunesmith.evaluation.report import write_report
-from tunesmith.evaluation.systems import BASELINE_NAMES, find_baseline, run_baseline, run_method
+from tunesmith.evaluation.systems import run_baseline, run_method
 from tunesmith.methods.table import find_method
-from tunesmith.models.load import load_config, resolve_model
+from tunesmith.models.load import is_encoder, load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
 from tunesmith.runtime import choose_device, choose_precision, describe_machine
 from tunesmith.storage import to_plain, write_json, write_text
@@ -84,8 +85,10 @@ class Job:
     key: str
 
 
-def compare(config: CompareConfig) -> Comparison:
+def compare(config: CompareConfig, parts: Split | None = None) -> Comparison:
     """Runs what is not finished yet and judges all systems on the same test rows.
+
+    `parts` is the data already divided; else it is read from `config.data`.
 
     Raises:
         InputError: before any compute is spent, for a wrong model, data, method or baseline.
@@ -97,7 +100,7 @@ def compare(config: CompareConfig) -> Comparison:
     source = resolve_model(config.model)
     load_config(source, config.model)
     find_max_length(config)
-    parts = load_split(config)
+    parts = load_split(config) if parts is None else parts
     jobs = _make_jobs(config, folder, parts)
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,11 +112,11 @@ def compare(config: CompareConfig) -> Comparison:
 
 def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
     task = parts.train.task
-    model_config = load_config(resolve_model(config.model), config.model)
-    fitting = [name for name in BASELINE_NAMES if not find_baseline(name, None).why_not(task, model_config)]
+    is_decoder = not is_encoder(load_config(resolve_model(config.model), config.model))
+    fitting = [name for name, baseline in BASELINES.items() if not baseline.why_not(task, is_decoder)]
     wanted = fitting if config.baselines is None else list(config.baselines)
     for name in wanted:
-        reason = find_baseline(name, task).why_not(task, model_config)
+        reason = find_baseline(name).why_not(task, is_decoder)
         if reason:
             raise InputError(f"baseline '{name}': {reason}. Fitting here: {', '.join(fitting)}")
     named = [("baseline", name) for name in wanted] + [("method", name) for name in config.methods]
@@ -328,8 +331,7 @@ class _Judge:
         return gap.low > 0 if self._sign > 0 else gap.high < 0
 
     def _difference(self, system: System, other: System) -> Interval:
-        task, pair = self._predictions(system).task, (self._predictions(system), self._predictions(other))
-        return paired_difference(task, *pair, self._metric, self._seed)
+        return paired_difference(self._predictions(system), self._predictions(other), self._metric, self._seed)
 
     def _predictions(self, system: System) -> Predictions:
         path = self._folder / f"{system.kind}s" / system.name / "predictions.json"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunesmith.config import DataConfig
 from tunesmith.data import sources
 from tunesmith.data.tokenize import encode_texts, tokenize
 from tunesmith.errors import InputError
@@ -91,19 +90,15 @@ def open_network(name: str, task: str | None = None, class_names: Sequence[str] 
 
 
 def evaluate(
-    model: str | Run, data: str, config: Mapping[str, Any] | None = None, max_generated: int = 32
+    network: Network, data: Any, columns: Mapping[str, str] | None = None, max_generated: int = 32
 ) -> Score:
-    """Scores a run (or, for generation, any decoder) on all rows of a labelled file.
+    """Scores a network on all rows of labelled data.
 
     Raises:
-        InputError: the data has another task or other classes than the run.
+        InputError: the data does not fit the network's task, or has classes it does not know.
     """
-    network = model.network if isinstance(model, Run) else open_network(model)
-    if not network.class_names and network.task == "classification":
-        raise InputError(f"'{model}' has no classes of its own; tune it first")
-    settings = DataConfig.read(given={"model": network.source, "data": data, **(config or {})})
-    examples = sources.load(data, settings.task or network.task, settings.columns)
-    return score(examples.task, predict_rows(network, fit_classes(examples, network), _dtype(network), max_generated))
+    examples = sources.load(data, network.task, columns)
+    return score(predict_rows(network, fit_classes(examples, network), _dtype(network), max_generated))
 
 
 def fit_classes(examples: Examples, network: Network) -> Examples:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+
+from transformers.utils import logging
 
 from tunesmith import assets
 from tunesmith.errors import InputError, nearest
@@ -147,12 +149,11 @@ def load_network(
     config = load_config(source, name)
     _refuse_unfit(config, task, name)
     kwargs: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
-    if task == "generation":
-        model, info = AutoModelForCausalLM.from_pretrained(source, **kwargs)
-    else:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, **kwargs, **_head_config(task, class_names)
-        )
+    auto: Any = AutoModelForCausalLM
+    if task != "generation":
+        auto, kwargs = AutoModelForSequenceClassification, kwargs | _head_config(task, class_names)
+    with _quiet():
+        model, info = auto.from_pretrained(source, **kwargs)
     network = Network(
         model=model,
         tokenizer=load_tokenizer(source, name, task),
@@ -166,6 +167,20 @@ def load_network(
     _agree_on_pad(network)
     model.set_attn_implementation(PACKED)
     return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers reports a new head as if it were a fault; what is missing is checked here instead."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBase:
@@ -228,10 +243,6 @@ def _agree_on_pad(network: Network) -> None:
             f"{network.model.get_input_embeddings().num_embeddings}. Resize and save the model first"
         )
     network.model.config.pad_token_id = network.tokenizer.pad_token_id
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def settle_precision(network: Network, dtype: torch.dtype) -> None:

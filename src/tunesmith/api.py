@@ -1,0 +1,70 @@
+"""The commands as Python functions, with the same names and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config import CompareConfig, TuneConfig
+from tunesmith.data import sources
+from tunesmith.evaluation import compare as comparing
+from tunesmith.evaluation import tasks
+from tunesmith.evaluation.compare import Comparison
+from tunesmith.records import Score
+from tunesmith.tuning import Run, split_examples
+from tunesmith.tuning import tune as tune_stage
+
+
+def tune(*, model: str, data: Any, method: str = "lora", quiet: bool = False, **settings: Any) -> Run:
+    """Tunes a model by one method and saves the run.
+
+    Args:
+        model: a catalogue name, a folder, or a hub name.
+        data: a file, a catalogue or hub name, rows (mappings), a DataFrame or a `datasets` object.
+        method: see `tunesmith methods`.
+        quiet: no progress bar and no announcements.
+        settings: any key of `tunesmith tune`, for example num_train_epochs=1 or output="runs/mine".
+
+    Raises:
+        InputError: what was given cannot be used; says what, where, and how to mend it.
+    """
+    config = TuneConfig.read(given={"model": model, "data": _name(data), "method": method, **settings})
+    return tune_stage(config, _parts(data, config), quiet)
+
+
+def compare(*, model: str, data: Any, **settings: Any) -> Comparison:
+    """Compares methods and baselines on one split; see `tune` for the arguments.
+
+    A notebook shows the result as a table; `to_pandas()` gives it as a frame, `report` is the page.
+    """
+    config = CompareConfig.read(given={"model": model, "data": _name(data), **settings})
+    return comparing.compare(config, _parts(data, config))
+
+
+def load(run: str | Path) -> Run:
+    """A finished run from its folder."""
+    return Run.open(run)
+
+
+def predict(run: Run | str | Path, texts: Sequence[str], max_new_tokens: int = 256) -> list[dict[str, Any]]:
+    """One mapping per text: label and probability, or score, or answer."""
+    opened = run if isinstance(run, Run) else Run.open(run)
+    return tasks.predict_texts(opened.network, texts, max_new_tokens)
+
+
+def evaluate(model: Run | str | Path, data: Any, **settings: Any) -> Score:
+    """Scores a run, or a decoder as it is, on labelled rows."""
+    network = model.network if isinstance(model, Run) else tasks.open_network(str(model))
+    return tasks.evaluate(network, data, **settings)
+
+
+def _name(data: Any) -> str:
+    """What stands in config.yaml for data that has no name."""
+    return str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
+
+
+def _parts(data: Any, config: TuneConfig | CompareConfig) -> Any:
+    if isinstance(data, str | Path):
+        return None
+    return split_examples(sources.load(data, config.task, config.columns), config)

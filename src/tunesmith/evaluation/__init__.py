@@ -1,0 +1,1 @@
+"""Judgement: metrics with error bars, baselines, the comparison and its page."""

@@ -1,0 +1,126 @@
+"""The systems of a comparison, run one at a time in a process of their own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from tunesmith.config import CompareConfig, TuneConfig
+from tunesmith.data.tokenize import encode_texts
+from tunesmith.evaluation.baselines import Resources, find_baseline
+from tunesmith.evaluation.metrics import Predictions, score
+from tunesmith.evaluation.tasks import label_logprobs, predict_rows
+from tunesmith.methods.table import find_method
+from tunesmith.models.load import Network, count_parameters, load_network, settle_precision
+from tunesmith.records import Conversation, LabelledText, Split, System, Task, TokenizedExample
+from tunesmith.runtime import choose_device, choose_precision, peak_memory, seed_everything
+from tunesmith.train.validate import embed
+from tunesmith.tuning import tune
+
+SAMPLES_SHOWN = 8
+
+
+def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
+    """Tunes by one method and judges the result on the test part."""
+    started = time.monotonic()
+    run = tune(_tune_config(config, name, folder / "run"), parts)
+    device, dtype = _where(config)
+    predictions = predict_rows(run.network, parts.test, dtype, config.max_generated, config.max_new_tokens)
+    system = System(
+        name=name,
+        kind="method",
+        family=find_method(name).family,
+        metrics=score(predictions, config.seed).metrics,
+        trainable_parameters=run.manifest["trainable_parameters"],
+        total_parameters=run.manifest["total_parameters"],
+        peak_memory=peak_memory(device),
+        train_seconds=run.outcome["train_seconds"],
+        total_seconds=time.monotonic() - started,
+        tokens_per_second=run.outcome["tokens_per_second"],
+        learning_rate=run.manifest["learning_rate"],
+        curve=tuple(run.outcome["curve"]),
+        samples=_samples(parts, predictions),
+        folder=str(run.folder),
+    )
+    return system, predictions
+
+
+def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
+    """Answers the test part without tuning."""
+    started = time.monotonic()
+    baseline = find_baseline(name)
+    device, _ = _where(config)
+    seed_everything(config.seed)
+    model = _Model(config, parts)
+    predictions = baseline.predict(parts, Resources(model.embed, model.label_logprobs, model.as_is))
+    system = System(
+        name=name,
+        kind="baseline",
+        family=baseline.family,
+        metrics=score(predictions, config.seed).metrics,
+        total_parameters=model.num_parameters,
+        peak_memory=peak_memory(device),
+        total_seconds=time.monotonic() - started,
+        samples=_samples(parts, predictions),
+    )
+    return system, predictions
+
+
+def _tune_config(config: CompareConfig, method: str, folder: Path) -> TuneConfig:
+    shared = {name: getattr(config, name) for name in TuneConfig.model_fields if name in CompareConfig.model_fields}
+    own = {"method": method, "output": folder, "learning_rate": config.learning_rates.get(method)}
+    return TuneConfig(**shared | own, overwrite=True)
+
+
+def _where(config: CompareConfig) -> tuple[torch.device, torch.dtype]:
+    device = choose_device(config.device)
+    return device, choose_precision(config.precision, device)
+
+
+class _Model:
+    """The untuned model, loaded when a baseline asks for it."""
+
+    def __init__(self, config: CompareConfig, parts: Split) -> None:
+        self._config, self._parts = config, parts
+        self._device, self._dtype = _where(config)
+        self.num_parameters = 0
+
+    def embed(self, texts: list[str]):  # type: ignore[no-untyped-def]
+        network = self._load(self._parts.train.task)
+        encoded = encode_texts(texts, network.tokenizer, network.max_positions)
+        rows = [TokenizedExample(ids, (False,) * len(ids), 0, cut, i) for i, (ids, cut) in enumerate(encoded)]
+        return embed(network, rows, self._dtype)
+
+    def label_logprobs(self, texts: list[str]):  # type: ignore[no-untyped-def]
+        names = self._parts.test.class_names
+        return label_logprobs(self._load("generation"), texts, names, self._dtype)
+
+    def as_is(self) -> Predictions:
+        limits = self._config.max_generated, self._config.max_new_tokens
+        return predict_rows(self._load("generation"), self._parts.test, self._dtype, *limits)
+
+    def _load(self, task: Task) -> Network:
+        network = load_network(self._config.model, task, self._parts.train.class_names)
+        network.model.requires_grad_(False)
+        settle_precision(network, self._dtype)
+        network.model.to(self._device)
+        network.model.eval()
+        self.num_parameters = count_parameters(network)[1]
+        return network
+
+
+def _samples(parts: Split, predictions: Predictions) -> tuple[dict[str, str], ...]:
+    """The first test rows as a person would read them."""
+    shown = []
+    for row, output in list(zip(parts.test.rows, predictions.outputs, strict=True))[:SAMPLES_SHOWN]:
+        if isinstance(row, LabelledText):
+            said = parts.test.class_names[output] if parts.test.class_names else f"{output:.2f}"
+            shown.append({"input": row.text, "expected": str(row.target), "output": str(said)})
+        elif isinstance(row, Conversation) and output is not None:
+            asked = row.messages[-2].content
+            shown.append({"input": asked, "expected": row.messages[-1].content, "output": str(output)})
+    return tuple(shown)
+
+
