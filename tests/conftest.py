@@ -1,0 +1,29 @@
+"""What holds for every test: no hub, the same random numbers, two threads.
+
+TUNESMITH_CACHE is left as it is: what the catalogue has fetched serves tests and demo alike.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+# Read when transformers and datasets are imported, and by the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "2"
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
