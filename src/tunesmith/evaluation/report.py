@@ -1,2 +1,82 @@
+"""The comparison as one self-contained HTML page: no script, no network, light and dark."""
+
 from __future__ import annotations
-def write_report(path, content): path.write_text("stub")
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tunesmith.evaluation import plots
+from tunesmith.storage import write_text
+from tunesmith.terminal import describe_bytes
+
+TEMPLATE = "report.html.j2"
+
+
+def write_report(path: Path, comparison: Mapping[str, Any]) -> None:
+    """Writes the page for a comparison as it stands in comparison.json."""
+    environment = Environment(
+        loader=PackageLoader("tunesmith.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"interval": interval, "bytes": size, "seconds": seconds, "count": count}
+    page = environment.get_template(TEMPLATE).render(
+        **comparison,
+        metrics=metric_names(comparison),
+        pictures={name: Markup(svg) for name, svg in draw(comparison).items()},  # noqa: S704 (escaped in plots)
+        done=[system for system in comparison["systems"] if not system["error"]],
+        failed=[system for system in comparison["systems"] if system["error"]],
+    )
+    write_text(path, page)
+
+
+def draw(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """The pictures by name; an empty one has nothing to show."""
+    systems, primary = comparison["systems"], comparison["primary"]
+    return {
+        "scores": plots.plot_scores(systems, primary, strongest_baseline(comparison)),
+        "size": plots.plot_against_size(systems, primary),
+        "curves": plots.plot_curves(systems),
+        "time": plots.plot_bars(systems, "total_seconds", seconds, "time in seconds"),
+        "memory": plots.plot_bars(systems, "peak_memory", size, "peak memory"),
+    }
+
+
+def strongest_baseline(comparison: Mapping[str, Any]) -> float | None:
+    """The best value of the primary metric among the baselines."""
+    found = [
+        system["metrics"][comparison["primary"]]["value"]
+        for system in comparison["systems"]
+        if system["kind"] == "baseline" and comparison["primary"] in system["metrics"]
+    ]
+    return (max(found) if comparison["higher_is_better"] else min(found)) if found else None
+
+
+def metric_names(comparison: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for system in comparison["systems"] for name in system["metrics"]))
+
+
+def interval(value: Mapping[str, float | None] | None) -> str:
+    if value is None or value["value"] is None:
+        return "-"
+    if value["low"] is None or value["high"] is None:
+        return f"{value['value']:.3f}"
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+
+
+def size(value: float) -> str:
+    return describe_bytes(value) if value else "-"
+
+
+def count(value: float) -> str:
+    return f"{value:,}" if value else "-"

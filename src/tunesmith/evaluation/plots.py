@@ -1,0 +1,194 @@
+"""Small SVG pictures for the report: drawn here, so the page needs no script and no network.
+
+Colours come from the page's style sheet by class, so one picture serves light and dark. Text is always
+escaped: a class may be called `<s>`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+System = Mapping[str, Any]
+WIDTH = 860
+ROW = 30
+LABELS = 150
+
+
+@dataclass
+class Canvas:
+    """Shapes of one picture, in pixels from the upper left."""
+
+    height: float
+    title: str
+    shapes: list[str] = field(default_factory=list)
+
+    def line(self, ends: tuple[float, float, float, float], kind: str) -> None:
+        x1, y1, x2, y2 = ends
+        self.shapes.append(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+
+    def dot(self, x: float, y: float, kind: str, hint: str) -> None:
+        self.shapes.append(
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5.5"><title>{escape(hint)}</title></circle>'
+        )
+
+    def bar(self, x: float, y: float, width: float, kind: str) -> None:
+        self.shapes.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 1):.1f}" height="12" rx="2"/>'
+        )
+
+    def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
+        self.shapes.append(
+            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+        )
+
+    def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.shapes.append(f'<polyline class="{kind}" points="{joined}"/>')
+
+    def svg(self) -> str:
+        return (
+            f'<svg viewBox="0 0 {WIDTH} {self.height:.0f}" role="img" aria-label="{escape(self.title, quote=True)}">'
+            f"<title>{escape(self.title)}</title>{''.join(self.shapes)}</svg>"
+        )
+
+
+Scale = Callable[[float], float]
+
+
+def linear(low: float, high: float, start: float, stop: float) -> Scale:
+    """Maps [low, high] to [start, stop] pixels."""
+    span = (high - low) or 1.0
+    return lambda value: start + (value - low) / span * (stop - start)
+
+
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside the range."""
+    step = (high - low) / wanted or 1.0
+    power = 10 ** math.floor(math.log10(step))
+    step = next(size * power for size in (1, 2, 5, 10) if size * power >= step)
+    first = math.ceil(low / step)
+    return [round(index * step, 10) for index in range(first, math.floor(high / step) + 1)]
+
+
+def colour(system: System) -> str:
+    return "baseline" if system["kind"] == "baseline" else f"family-{system['family']}"
+
+
+def plot_scores(systems: Sequence[System], metric: str, reference: float | None) -> str:
+    """A dot and its 95 % interval per system; a dashed line at the strongest baseline."""
+    shown = [system for system in systems if _interval(system, metric)]
+    if not shown:
+        return ""
+    ends = [_interval(system, metric) for system in shown]
+    low, high = min(end["low"] for end in ends), max(end["high"] for end in ends)
+    margin = (high - low) * 0.05 or 0.05
+    x = linear(low - margin, high + margin, LABELS, WIDTH - 70)
+    canvas = Canvas(len(shown) * ROW + 34, f"{metric} of every system with its 95 % interval")
+    bottom = len(shown) * ROW + 6
+    for value in ticks(low - margin, high + margin):
+        canvas.line((x(value), 4, x(value), bottom), "grid")
+        canvas.text(x(value), bottom + 18, f"{value:g}", "axis", "middle")
+    if reference is not None:
+        canvas.line((x(reference), 0, x(reference), bottom), "reference")
+    for index, (system, end) in enumerate(zip(shown, ends, strict=True)):
+        y = index * ROW + 18
+        canvas.text(LABELS - 12, y + 4, system["name"], "label", "end")
+        canvas.line((x(end["low"]), y, x(end["high"]), y), f"interval {colour(system)}")
+        hint = f"{system['name']}: {end['value']:.3f} [{end['low']:.3f}, {end['high']:.3f}]"
+        canvas.dot(x(end["value"]), y, colour(system), hint)
+        canvas.text(WIDTH - 58, y + 4, f"{end['value']:.3f}", "value")
+    return canvas.svg()
+
+
+def plot_against_size(systems: Sequence[System], metric: str) -> str:
+    """Score over the number of trained parameters, on a logarithmic axis."""
+    shown = [system for system in systems if system["trainable_parameters"] and _interval(system, metric)]
+    if len(shown) < 2:
+        return ""
+    sizes = [math.log10(system["trainable_parameters"]) for system in shown]
+    ends = [_interval(system, metric) for system in shown]
+    low, high = min(end["low"] for end in ends), max(end["high"] for end in ends)
+    x = linear(math.floor(min(sizes)), math.ceil(max(sizes)), 60, WIDTH - 110)
+    y = linear(low, high, 250, 16)
+    canvas = Canvas(300, f"{metric} over the number of trained parameters")
+    _axis_y(canvas, y, ticks(low, high), 60, WIDTH - 110)
+    for power in range(math.floor(min(sizes)), math.ceil(max(sizes)) + 1):
+        canvas.text(x(power), 276, _count(10**power), "axis", "middle")
+    canvas.text((60 + WIDTH - 110) / 2, 296, "trained parameters", "axis", "middle")
+    placed: list[tuple[float, float]] = []
+    for system, size, end in sorted(zip(shown, sizes, ends, strict=True), key=lambda item: -item[2]["value"]):
+        kind = colour(system)
+        canvas.line((x(size), y(end["low"]), x(size), y(end["high"])), f"interval {kind}")
+        canvas.dot(x(size), y(end["value"]), kind, f"{system['name']}: {system['trainable_parameters']:,} trained")
+        level = _free_level(placed, x(size) + 10, y(end["value"]) + 4)
+        canvas.text(x(size) + 10, level, system["name"], "label")
+    return canvas.svg()
+
+
+def plot_curves(systems: Sequence[System]) -> str:
+    """Validation loss over epochs, each line named at its end."""
+    shown = [system for system in systems if len(system["curve"]) > 1]
+    if not shown:
+        return ""
+    points = [[(point["epoch"], point["validation_loss"]) for point in system["curve"]] for system in shown]
+    losses = [loss for line in points for _, loss in line]
+    last = max(epoch for line in points for epoch, _ in line)
+    low, high = min(losses), max(losses)
+    x, y = linear(0, last, 60, WIDTH - 130), linear(low, high, 250, 16)
+    canvas = Canvas(300, "validation loss while training")
+    _axis_y(canvas, y, ticks(low, high), 60, WIDTH - 130)
+    for value in ticks(0, last):
+        canvas.text(x(value), 276, f"{value:g}", "axis", "middle")
+    canvas.text((60 + WIDTH - 130) / 2, 296, "epochs", "axis", "middle")
+    placed: list[tuple[float, float]] = []
+    for system, line in sorted(zip(shown, points, strict=True), key=lambda item: item[1][-1][1], reverse=True):
+        canvas.path([(x(epoch), y(loss)) for epoch, loss in line], f"curve {colour(system)}")
+        end_x, end_y = x(line[-1][0]), y(line[-1][1])
+        canvas.text(end_x + 8, _free_level(placed, end_x + 8, end_y + 4), system["name"], "label")
+    return canvas.svg()
+
+
+def plot_bars(systems: Sequence[System], key: str, describe: Callable[[float], str], title: str) -> str:
+    """One bar per system, its value written at the end."""
+    shown = [system for system in systems if system[key] and not system["error"]]
+    if not shown:
+        return ""
+    x = linear(0, max(system[key] for system in shown), 0, WIDTH - LABELS - 110)
+    canvas = Canvas(len(shown) * 24 + 6, title)
+    for index, system in enumerate(shown):
+        y = index * 24 + 6
+        canvas.text(LABELS - 12, y + 10, system["name"], "label", "end")
+        canvas.bar(LABELS, y, x(system[key]), colour(system))
+        canvas.text(LABELS + x(system[key]) + 8, y + 10, describe(system[key]), "value")
+    return canvas.svg()
+
+
+def _axis_y(canvas: Canvas, y: Scale, values: Sequence[float], left: float, right: float) -> None:
+    for value in values:
+        canvas.line((left, y(value), right, y(value)), "grid")
+        canvas.text(left - 8, y(value) + 4, f"{value:g}", "axis", "end")
+
+
+def _free_level(placed: list[tuple[float, float]], x: float, y: float) -> float:
+    """Moves a label down until it covers no other near it."""
+    while any(abs(x - other_x) < 90 and abs(y - other_y) < 14 for other_x, other_y in placed):
+        y += 2
+    placed.append((x, y))
+    return y
+
+
+def _interval(system: System, metric: str) -> dict[str, float]:
+    """The interval, or nothing when the system failed or its ends are not known."""
+    found = system["metrics"].get(metric)
+    return dict(found) if found and None not in found.values() else {}
+
+
+def _count(number: float) -> str:
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
