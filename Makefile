@@ -25,6 +25,7 @@ help: ## list the targets (default)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 install: .venv/installed ## tunesmith and its libraries into .venv
+	@echo "Ready: $(BIN)/tunesmith --help"
 
 demo: .venv/installed ## the main job: tune, compare and report, on the catalogue's model and data
 	@$(BIN)/tunesmith demo $(ARGS)
@@ -36,7 +37,7 @@ check: .venv/developed ## format, lint, types, architecture
 	@$(BIN)/ruff format --check src tests
 	@$(BIN)/ruff check src tests
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q --durations=0 tests/test_architecture.py
+	@$(BIN)/python -m pytest -q --durations=0 tests/test_architecture.py tests/test_repository.py
 
 format: .venv/developed ## bring the code into the house format
 	@$(BIN)/ruff format src tests
