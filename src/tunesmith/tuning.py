@@ -125,11 +125,8 @@ def split_examples(examples: Examples, config: DataConfig) -> Split:
     used = ", ".join(
         f"{name} {len(part.rows):,}" for name, part in zip(("train", "validation", "test"), taken, strict=True)
     )
-    return Split(*taken, note=f"{parts.note}; used: {used}" if taken != [*_parts(parts)] else parts.note)
-
-
-def _parts(parts: Split) -> tuple[Examples, Examples, Examples]:
-    return parts.train, parts.validation, parts.test
+    cut = taken != [parts.train, parts.validation, parts.test]
+    return Split(taken[0], taken[1], taken[2], f"{parts.note}; used: {used}" if cut else parts.note)
 
 
 def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False) -> Run:
@@ -178,9 +175,7 @@ def prepare(config: TrainingConfig, method: Method, parts: Split) -> Prepared:
     if network.wrapper is not None:
         network.wrapper.to(device)
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
-    return Prepared(
-        network, method, parts, train, validation, make_plan(config, learning_rate, device, dtype), signal
-    )
+    return Prepared(network, method, parts, train, validation, make_plan(config, learning_rate, device, dtype), signal)
 
 
 def find_max_length(config: DataConfig) -> int:
@@ -198,9 +193,7 @@ def find_max_length(config: DataConfig) -> int:
     return config.max_length
 
 
-def make_plan(
-    config: TrainingConfig, learning_rate: float, device: torch.device, dtype: torch.dtype
-) -> Plan:
+def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device, dtype: torch.dtype) -> Plan:
     return Plan(
         learning_rate=learning_rate,
         num_epochs=config.num_train_epochs,

@@ -154,9 +154,7 @@ def test_an_injected_fault_is_caught(network: Network, fault) -> None:  # type: 
 
 
 @pytest.mark.parametrize("network", [("bert", "classification")], indirect=True)
-def test_a_leak_between_rows_of_an_encoder_is_caught(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_leak_between_rows_of_an_encoder_is_caught(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows("classification")
     batch = pack(rows)
     whole = plan_segments([sum(batch.lengths)], torch.device("cpu"))

@@ -31,7 +31,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
-class RowProblem(ValueError):
+class RowError(ValueError):
     """What is wrong with one row; the reader adds the place."""
 
 
@@ -51,11 +51,11 @@ class Format:
 
 def _text(value: object, column: str) -> str:
     if value is None:
-        raise RowProblem(f"'{column}' is empty")
+        raise RowError(f"'{column}' is empty")
     if not isinstance(value, str):
-        raise RowProblem(f"'{column}' is {type(value).__name__}, expected text")
+        raise RowError(f"'{column}' is {type(value).__name__}, expected text")
     if not value.strip():
-        raise RowProblem(f"'{column}' is empty")
+        raise RowError(f"'{column}' is empty")
     return value
 
 
@@ -67,7 +67,7 @@ def _label(value: object, column: str) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, float):
-        raise RowProblem(f"'{column}' is the number {value}, a class needs a name; for numbers use --task regression")
+        raise RowError(f"'{column}' is the number {value}, a class needs a name; for numbers use --task regression")
     return _text(value, column).strip()
 
 
@@ -77,7 +77,7 @@ def _score(value: object, column: str) -> float:
     except ValueError:
         number = math.nan
     if isinstance(value, bool) or not math.isfinite(number):
-        raise RowProblem(f"'{column}' is {value!r}, expected a finite number")
+        raise RowError(f"'{column}' is {value!r}, expected a finite number")
     return number
 
 
@@ -111,7 +111,7 @@ def _messages(row: Mapping[str, object], columns: Columns, origin: Origin) -> Ex
     column = columns["messages"]
     turns = row.get(column)
     if not isinstance(turns, list) or not turns:
-        raise RowProblem(f"'{column}' is not a list of turns")
+        raise RowError(f"'{column}' is not a list of turns")
     messages = tuple(_turn(turn, number, column) for number, turn in enumerate(turns, 1))
     _check_roles([message.role for message in messages])
     return Conversation(messages, origin)
@@ -119,9 +119,9 @@ def _messages(row: Mapping[str, object], columns: Columns, origin: Origin) -> Ex
 
 def _turn(turn: object, number: int, column: str) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-        raise RowProblem(f"turn {number} of '{column}' is not {{role, content}}")
+        raise RowError(f"turn {number} of '{column}' is not {{role, content}}")
     if turn["role"] not in ("system", "user", "assistant"):
-        raise RowProblem(f"turn {number} has role '{turn['role']}'; known: system, user, assistant")
+        raise RowError(f"turn {number} has role '{turn['role']}'; known: system, user, assistant")
     return Message(turn["role"], _text(turn.get("content"), f"content of turn {number}"))
 
 
@@ -130,9 +130,9 @@ def _check_roles(roles: list[str]) -> None:
     expected = ["user", "assistant"] * len(roles)
     for number, (role, wanted) in enumerate(zip(roles[start:], expected, strict=False), start + 1):
         if role != wanted:
-            raise RowProblem(f"turn {number} is the {role}'s, expected the {wanted}'s")
+            raise RowError(f"turn {number} is the {role}'s, expected the {wanted}'s")
     if roles[-1] != "assistant":
-        raise RowProblem("the last turn is not the assistant's, so there is nothing to learn from it")
+        raise RowError("the last turn is not the assistant's, so there is nothing to learn from it")
 
 
 FORMATS: tuple[Format, ...] = (
@@ -144,9 +144,7 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def recognise(
-    rows: Sequence[RawRow], task: Task | None = None, columns: Mapping[str, str] | None = None
-) -> Examples:
+def recognise(rows: Sequence[RawRow], task: Task | None = None, columns: Mapping[str, str] | None = None) -> Examples:
     """Finds the format of rows and turns every one into an example.
 
     Args:
@@ -190,9 +188,7 @@ def _find_format(
     )
 
 
-def _find_column(
-    part: str, present: Sequence[str], mapping: Mapping[str, str], task: Task | None
-) -> str | None:
+def _find_column(part: str, present: Sequence[str], mapping: Mapping[str, str], task: Task | None) -> str | None:
     if part in mapping:
         return mapping[part]
     names = ALIASES[part]
@@ -207,7 +203,7 @@ def _convert_all(rows: Sequence[RawRow], chosen: Format, columns: Columns) -> li
     for row in rows:
         try:
             examples.append(chosen.convert(row.fields, columns, row.origin))
-        except RowProblem as problem:
+        except RowError as problem:
             problems.append(f"{row.origin}: {problem}")
     if problems:
         raise InputError(list_problems(problems, f"{len(rows):,} rows"))

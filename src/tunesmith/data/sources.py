@@ -23,9 +23,7 @@ READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 LONGEST_FIELD = 2**31 - 1
 
 
-def load(
-    data: Any, task: Task | None = None, columns: Mapping[str, str] | None = None
-) -> Examples:
+def load(data: Any, task: Task | None = None, columns: Mapping[str, str] | None = None) -> Examples:
     """Rows from a catalogue name, a file, a hub name, a list of mappings, a DataFrame or a `datasets` object.
 
     Raises:
@@ -232,13 +230,13 @@ def _explain_json(error: ValueError) -> str:
 def _as_object(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a string", type(None): "null"}.get(type(value), f"the value {value!r}")
-        raise ValueError(f"{kind}, expected an object like {{\"text\": ..., \"label\": ...}}")
+        raise ValueError(f'{kind}, expected an object like {{"text": ..., "label": ...}}')
     _refuse_surrogates(value)
     return value
 
 
 def _refuse_surrogates(value: object) -> None:
-    """Half a character ("\\ud83d" alone) is legal JSON, but no tokenizer can take it."""
+    r"""Half a character ("\\ud83d" alone) is legal JSON, but no tokenizer can take it."""
     if isinstance(value, str):
         try:
             value.encode()

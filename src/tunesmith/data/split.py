@@ -35,7 +35,7 @@ def split(examples: Examples, seed: int, fractions: tuple[float, float, float] =
                 f"{len(examples.rows)} rows are too few: divided into {wanted}, nothing is left for {name}. "
                 "Give more rows, or a test file of its own with --eval-data"
             )
-    return Split(*made, note=_describe(examples, made))
+    return Split(made[0], made[1], made[2], _describe(examples, made))
 
 
 def split_given(train: Examples, test: Examples, seed: int, validation_share: float = 0.1) -> Split:
@@ -61,9 +61,11 @@ def split_given(train: Examples, test: Examples, seed: int, validation_share: fl
     if not made[1].rows or not made[0].rows:
         raise InputError(f"{len(kept)} training rows are too few to set some aside for validation")
     test = Examples(test.task, test.rows, train.class_names, test.recognised, test.fingerprint)
-    leaked = len(train.rows) - len(kept)
     note = _describe(rest, [*made, test])
-    return Split(*made, test, note=note + (f"; {leaked:,} training rows stood in the test data, taken out" if leaked else ""))
+    leaked = len(train.rows) - len(kept)
+    if leaked:
+        note += f"; {leaked:,} training rows stood in the test data, taken out"
+    return Split(made[0], made[1], test, note)
 
 
 def take(examples: Examples, max_samples: int | None, seed: int) -> Examples:

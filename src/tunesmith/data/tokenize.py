@@ -37,9 +37,7 @@ class Signal:
         return text
 
 
-def tokenize(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[TokenizedExample]:
+def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[TokenizedExample]:
     """Ids and trained places of every row, in order.
 
     Labelled texts longer than `max_length` tokens lose their end, counted in `num_cut`. Conversations
@@ -127,9 +125,7 @@ def _tokenize_conversations(
     return tokenized
 
 
-def _tokenize_conversation(
-    row: Conversation, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[bool]]:
+def _tokenize_conversation(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     trained: list[bool] = []
     _refuse_control_tokens(row.messages, tokenizer, str(row.origin))
@@ -174,9 +170,7 @@ def _pieces(
         yield _render(turns, tokenizer, open_end=True)[len(done) :], False
 
 
-def _render(
-    turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, open_end: bool = False
-) -> str:
+def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, open_end: bool = False) -> str:
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_end))
     except Exception as error:  # jinja raises what the template's author chose
@@ -192,9 +186,7 @@ def _last_special(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int
     return next((place for place in reversed(range(len(ids))) if ids[place] in special), None)
 
 
-def _refuse_control_tokens(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str
-) -> None:
+def _refuse_control_tokens(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Text that holds a control token would end turns or start new ones."""
     for message in messages:
         found = next((token for token in tokenizer.all_special_tokens if token in message.content), None)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import CompareConfig, TuneConfig
+from tunesmith.config import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, find_baseline
 from tunesmith.evaluation.metrics import METRICS, Predictions, paired_difference
@@ -169,7 +169,7 @@ def _describe(label: str, system: System, task: str) -> None:
 
 def _run_apart(job: Job) -> System:
     """In a process of its own. Where forking from a small server is possible the imports are shared."""
-    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload(["tunesmith.evaluation.systems"])
     process = context.Process(target=_work, args=(job,), name=job.name)
@@ -207,9 +207,7 @@ def _work(job: Job) -> None:
     except InputError as error:
         system = System(job.name, _kind(job), "", error=str(error))
     except Exception as error:
-        system = System(
-            job.name, _kind(job), "", error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        )
+        system = System(job.name, _kind(job), "", error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     write_json(job.folder / "system.json", {"key": job.key, "system": system})
 
 
@@ -280,9 +278,7 @@ def _describe_data(config: CompareConfig, parts: Split) -> dict[str, Any]:
 class _Judge:
     """Ranks systems by the primary metric and weighs a gain against its cost."""
 
-    def __init__(
-        self, folder: Path, systems: Sequence[System], metric: str, higher_is_better: bool, seed: int
-    ) -> None:
+    def __init__(self, folder: Path, systems: Sequence[System], metric: str, higher_is_better: bool, seed: int) -> None:
         self._folder, self._metric, self._seed = folder, metric, seed
         self._sign = 1 if higher_is_better else -1
         self._ranked = sorted(

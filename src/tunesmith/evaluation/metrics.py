@@ -129,7 +129,8 @@ def _correlation(a: Floats, b: Floats) -> float:
 
 def mean_loss(predictions: Predictions, rows: Indices) -> float:
     """Nats per judged token; a long answer weighs as much as it is long."""
-    assert predictions.losses is not None and predictions.num_tokens is not None
+    assert predictions.losses is not None
+    assert predictions.num_tokens is not None
     return float(predictions.losses[rows].sum() / predictions.num_tokens[rows].sum())
 
 

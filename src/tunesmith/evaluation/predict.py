@@ -27,10 +27,7 @@ def predict_file(run: str, file: Path) -> list[dict[str, Any]]:
     rows = read_rows(file) if file.suffix.lower() != ".txt" else _lines(file)
     column = _text_column(rows, file)
     texts = [str(row.fields[column]) for row in rows]
-    return [
-        {**row.fields, **prediction}
-        for row, prediction in zip(rows, predict_texts(network, texts), strict=True)
-    ]
+    return [{**row.fields, **prediction} for row, prediction in zip(rows, predict_texts(network, texts), strict=True)]
 
 
 def _lines(file: Path) -> list[RawRow]:

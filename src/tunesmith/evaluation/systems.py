@@ -122,5 +122,3 @@ def _samples(parts: Split, predictions: Predictions) -> tuple[dict[str, str], ..
             asked = row.messages[-2].content
             shown.append({"input": asked, "expected": row.messages[-1].content, "output": str(output)})
     return tuple(shown)
-
-

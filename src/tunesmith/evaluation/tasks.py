@@ -89,9 +89,7 @@ def open_network(name: str, task: str | None = None, class_names: Sequence[str] 
     return network
 
 
-def evaluate(
-    network: Network, data: Any, columns: Mapping[str, str] | None = None, max_generated: int = 32
-) -> Score:
+def evaluate(network: Network, data: Any, columns: Mapping[str, str] | None = None, max_generated: int = 32) -> Score:
     """Scores a network on all rows of labelled data.
 
     Raises:
@@ -110,9 +108,7 @@ def fit_classes(examples: Examples, network: Network) -> Examples:
         raise InputError(
             f"label '{unknown[0]}' is unknown to '{network.source}'. It knows {', '.join(network.class_names)}"
         )
-    return Examples(
-        examples.task, examples.rows, network.class_names, examples.recognised, examples.fingerprint
-    )
+    return Examples(examples.task, examples.rows, network.class_names, examples.recognised, examples.fingerprint)
 
 
 def predict_texts(network: Network, texts: Sequence[str], max_new_tokens: int = 256) -> list[dict[str, Any]]:
@@ -136,9 +132,7 @@ def predict_texts(network: Network, texts: Sequence[str], max_new_tokens: int = 
     ]
 
 
-def chat_stream(
-    network: Network, messages: Sequence[Message], decoding: Decoding
-) -> Iterator[str]:
+def chat_stream(network: Network, messages: Sequence[Message], decoding: Decoding) -> Iterator[str]:
     """The next answer of a conversation, piece by piece."""
     if network.task != "generation":
         raise InputError(f"'{network.source}' does {network.task}, it cannot chat; use `tunesmith predict`")
@@ -147,9 +141,7 @@ def chat_stream(
 
 def texts_of(examples: Examples) -> list[str]:
     """The text of each labelled row; the last question of each conversation."""
-    return [
-        row.text if isinstance(row, LabelledText) else row.messages[-2].content for row in examples.rows
-    ]
+    return [row.text if isinstance(row, LabelledText) else row.messages[-2].content for row in examples.rows]
 
 
 def _dtype(network: Network) -> torch.dtype:

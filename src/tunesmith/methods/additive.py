@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
@@ -51,7 +52,8 @@ def save_bottlenecks(network: Network, folder: Path) -> None:
     """The adapters and the head: what differs from the base model."""
     trained = {name: p.detach().cpu() for name, p in network.model.named_parameters() if p.requires_grad}
     save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / BOTTLENECK_WEIGHTS)
-    size = find_layers(network.model)[0].bottleneck.down.out_features
+    first: Any = find_layers(network.model)[0]
+    size = first.bottleneck.down.out_features
     write_json(folder / BOTTLENECK_CONFIG, {"bottleneck_size": size, "base_model": network.source})
 
 
@@ -70,11 +72,11 @@ def _insert(network: Network, size: int) -> None:
     model = network.model
     activation = getattr(model.config, "hidden_act", None) or getattr(model.config, "activation_function", "gelu")
     for layer in find_layers(model):
-        layer.bottleneck = Bottleneck(model.config.hidden_size, size, activation)
+        layer.bottleneck = Bottleneck(model.config.hidden_size, size, str(activation))
         layer.register_forward_hook(_adapt)
 
 
-def _adapt(layer: nn.Module, _: object, output: object) -> object:
+def _adapt(layer: Any, _: object, output: object) -> object:
     """Blocks return the hidden states, alone or first in a tuple."""
     if isinstance(output, tuple):
         return (layer.bottleneck(output[0]), *output[1:])
@@ -96,7 +98,7 @@ def add_prompt(network: Network, config: TrainingConfig) -> None:
         parameter.requires_grad_(bool(head) and bool(set(name.split(".")) & set(head)))
 
 
-def adopt_prompt(network: Network, wrapped: nn.Module) -> None:
+def adopt_prompt(network: Network, wrapped: Any) -> None:
     """Lets the packed pass read the virtual tokens of a PEFT prompt model."""
     encoder = wrapped.prompt_encoder[wrapped.active_adapter]
     network.wrapper = wrapped

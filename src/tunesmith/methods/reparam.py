@@ -40,14 +40,13 @@ def _add(network: Network, config: TrainingConfig, use_dora: bool) -> None:
     unknown = [target for target in targets if target not in present]
     if unknown:
         raise InputError(
-            f"target_modules: '{network.source}' has no linear layer called '{unknown[0]}'. "
-            f"It has {', '.join(present)}"
+            f"target_modules: '{network.source}' has no linear layer called '{unknown[0]}'. It has {', '.join(present)}"
         )
     head = network.head_modules
     peft_config = LoraConfig(
         task_type=TaskType.CAUSAL_LM if network.task == "generation" else TaskType.SEQ_CLS,
         r=config.lora_r,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         # The names of layers in the body may stand in the head too ("dense" in BERT's pooler).
@@ -65,7 +64,7 @@ def adopt_lora(network: Network, wrapped: nn.Module) -> None:
     network.wrapper = wrapped
     for module in wrapped.modules():
         if isinstance(module, LoraLinear) and not module.lora_variant:
-            module.forward = MethodType(_forward, module)
+            vars(module)["forward"] = MethodType(_forward, module)
 
 
 def _has_transposed_linears(model: nn.Module) -> bool:
@@ -83,7 +82,7 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
     base = layer.get_base_layer()
     weight_OI = base.weight.T if isinstance(base, Conv1D) else base.weight
     dtype = _working_dtype(x)
-    out = _LowRank.apply(
+    out: torch.Tensor = _LowRank.apply(  # type: ignore[no-untyped-call]
         x.to(dtype),
         weight_OI.to(dtype),
         None if base.bias is None else base.bias.to(dtype),
@@ -106,7 +105,7 @@ class _LowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, w_OI, bias_O, a_RI, b_OR, scaling):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, w_OI, bias_O, a_RI, b_OR, scaling):  # type: ignore[no-untyped-def]  # noqa: PLR0913
         x_TI = x.reshape(-1, x.shape[-1])
         low_TR = F.linear(x_TI, a_RI)
         y_TO = F.linear(x_TI, w_OI, bias_O)

@@ -65,9 +65,7 @@ class Method:
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
-        Method(
-            "full", "full", "every weight", "", (1e-4, 2e-5), full.train_everything
-        ),
+        Method("full", "full", "every weight", "", (1e-4, 2e-5), full.train_everything),
         Method(
             "last-layers",
             "selective",

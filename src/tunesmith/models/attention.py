@@ -122,7 +122,17 @@ class _Unpad(torch.autograd.Function):
         return padded, None
 
 
-def packed_attention(
+def _pad(packed: torch.Tensor, group: Group) -> torch.Tensor:
+    padded: torch.Tensor = _Pad.apply(packed, group.to_padded, group.to_packed)  # type: ignore[no-untyped-call]
+    return padded
+
+
+def _unpad(padded: torch.Tensor, group: Group) -> torch.Tensor:
+    packed: torch.Tensor = _Unpad.apply(padded, group.to_packed)  # type: ignore[no-untyped-call]
+    return packed
+
+
+def packed_attention(  # noqa: PLR0913 (the signature is the attention interface's)
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -140,7 +150,8 @@ def packed_attention(
     """Attention within each packed row. query (1,H,T,D), key and value (1,K,T,D) -> (1,T,H,D).
 
     `sliding_window` w lets a token see itself and what is fewer than w places away: before it when
-    causal, on both sides otherwise, as transformers' flash attention does. `softcap` c replaces a score s by c*tanh(s/c) (Gemma 2).
+    causal, on both sides otherwise, as transformers' flash attention does.
+    `softcap` c replaces a score s by c*tanh(s/c) (Gemma 2).
 
     Raises:
         ValueError: called without `segments`, or for a model whose attention has further terms.
@@ -158,9 +169,9 @@ def packed_attention(
         dropout=dropout if module.training else 0.0,
     )
     sizes = [group.num_tokens for group in segments.groups]
-    parts = [x_1HTD[0].transpose(0, 1).split(sizes) for x_1HTD in (query, key, value)]
-    out = [_attend(*qkv, group, rule) for *qkv, group in zip(*parts, segments.groups, strict=True)]
-    return torch.cat(out).unsqueeze(0), None
+    q_parts, k_parts, v_parts = (x_1HTD[0].transpose(0, 1).split(sizes) for x_1HTD in (query, key, value))
+    parts = zip(q_parts, k_parts, v_parts, segments.groups, strict=True)
+    return torch.cat([_attend(q, k, v, group, rule) for q, k, v, group in parts]).unsqueeze(0), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +185,16 @@ class _Rule:
     dropout: float
 
 
-def _attend(
-    q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, group: Group, rule: _Rule
-) -> torch.Tensor:
+def _attend(q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, group: Group, rule: _Rule) -> torch.Tensor:
     """One group, (tokens,H,D) each -> (tokens,H,D)."""
     num_rows, longest = len(group.lengths), group.longest
     if group.to_padded is not None:
-        q_THD, k_TKD, v_TKD = (_Pad.apply(x, group.to_padded, group.to_packed) for x in (q_THD, k_TKD, v_TKD))
+        q_THD, k_TKD, v_TKD = (_pad(x, group) for x in (q_THD, k_TKD, v_TKD))
     q, k, v = (x.reshape(num_rows, longest, *x.shape[1:]) for x in (q_THD, k_TKD, v_TKD))
     attend = _attend_matmul if longest <= LONGEST_FOR_MATMUL or rule.softcap else _attend_long
     out_RLHD = attend(q, k, v, group, rule)
     packed = out_RLHD.reshape(num_rows * longest, *out_RLHD.shape[2:])
-    return packed if group.to_packed is None else _Unpad.apply(packed, group.to_packed)
+    return packed if group.to_packed is None else _unpad(packed, group)
 
 
 def _attend_matmul(
@@ -215,9 +224,7 @@ def _attend_matmul(
     return out.permute(0, 3, 1, 2, 4).reshape(rows, longest, num_heads, width)
 
 
-def _mask(
-    group: Group, rule: _Rule, like: torch.Tensor, num_key_heads: int, shared: int
-) -> torch.Tensor | None:
+def _mask(group: Group, rule: _Rule, like: torch.Tensor, num_key_heads: int, shared: int) -> torch.Tensor | None:
     """What is added to the scores (R*K, G*L, L): 0 where a token is seen, -inf where not, in the
     smallest shape that broadcasts. The same for every layer under one rule, so it is kept."""
     known = (rule.causal, rule.window, like.dtype, num_key_heads, shared)

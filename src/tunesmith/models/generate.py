@@ -55,9 +55,7 @@ def generate(
     return answers
 
 
-def stream(
-    network: Network, messages: Sequence[Message], decoding: Decoding, dtype: torch.dtype
-) -> Iterator[str]:
+def stream(network: Network, messages: Sequence[Message], decoding: Decoding, dtype: torch.dtype) -> Iterator[str]:
     """The answer piece by piece, as it is made; the pieces concatenated are the answer."""
     ids = prompt_ids(messages, network.tokenizer)
     _refuse_too_long(network, len(ids))

@@ -91,9 +91,7 @@ def find_head(model: PreTrainedModel) -> Head:
         head = _SCORE
     if head is None:
         known = ", ".join([*HEADS, "decoders with a score layer"])
-        raise InputError(
-            f"{type(model).__name__}: its classification head is not known to tunesmith. Known: {known}"
-        )
+        raise InputError(f"{type(model).__name__}: its classification head is not known to tunesmith. Known: {known}")
     return head
 
 

@@ -23,7 +23,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-
 from transformers.utils import logging
 
 from tunesmith import assets
@@ -93,7 +92,7 @@ def is_encoder(config: PreTrainedConfig) -> bool:
 
 def position_offset(model: PreTrainedModel) -> int:
     """The first position id of a row: 0, but `padding_idx + 1` in the RoBERTa family."""
-    embeddings = getattr(model.base_model, "embeddings", None)
+    embeddings: Any = getattr(model.base_model, "embeddings", None)
     if hasattr(embeddings, "create_position_ids_from_input_ids"):
         return int(embeddings.padding_idx) + 1
     return 0
@@ -132,9 +131,7 @@ def load_config(source: str, given: str) -> PreTrainedConfig:
         ) from error
 
 
-def load_network(
-    name: str, task: Task, class_names: Sequence[str] = (), dtype: torch.dtype | str = "auto"
-) -> Network:
+def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: torch.dtype | str = "auto") -> Network:
     """Loads model and tokenizer for a task; seed torch before, a new head is drawn at random.
 
     Args:

@@ -43,7 +43,7 @@ class Plan:
     patience: int | None = 2
     max_steps: int | None = None
     seed: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
 
@@ -69,6 +69,14 @@ class Outcome:
     @property
     def tokens_per_second(self) -> float:
         return self.num_tokens / self.train_seconds if self.train_seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Mean loss over all judged places of the window, and the gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
 
 
 class NonFiniteError(RuntimeError):
@@ -104,17 +112,18 @@ def fit(network: Network, rows: Sequence[TokenizedExample], plan: Plan, watch: W
     num_steps = count_steps(len(rows), plan)
     outcome, best = Outcome(), _Best(watch.checkpoints, plan.patience)
     windows = _windows(rows, plan, network.num_virtual)
-    network.model.train()
+    _evaluate(outcome, math.nan, watch, network)
     with Bar(watch.label, num_steps, watch.quiet) as bar:
         for step in range(num_steps):
             started = time.perf_counter()
             set_learning_rate(optimizer, plan, step, num_steps)
             window = next(windows)
-            loss, grad_norm = take_step(network, window, parameters, optimizer, plan, step)
+            taken = take_step(network, window, parameters, optimizer, plan, step)
             outcome.count(window, time.perf_counter() - started, len(rows))
-            _report(outcome, loss, grad_norm, optimizer, plan, watch.log, bar)
+            learning_rate = optimizer.param_groups[0]["lr"]
+            bar.advance(_report(outcome, taken, learning_rate, current_memory(plan.device), watch.log))
             if _is_time_to_evaluate(step + 1, num_steps, len(rows), plan):
-                scores = _evaluate(outcome, loss, watch, network)
+                scores = _evaluate(outcome, taken.loss, watch, network)
                 if best.is_over(step + 1, scores["validation_loss"], parameters):
                     outcome.stopped_early = step + 1 < num_steps
                     break
@@ -131,27 +140,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int, n
         group["lr"] = plan.learning_rate * factor
 
 
-def _report(
-    outcome: Outcome,
-    loss: float,
-    grad_norm: float,
-    optimizer: torch.optim.Optimizer,
-    plan: Plan,
-    log: MetricsLog,
-    bar: Bar,
-) -> None:
-    memory = current_memory(plan.device)
+def _report(outcome: Outcome, step: Step, learning_rate: float, memory: int, log: MetricsLog) -> str:
+    """Writes a step down; returns what the progress bar shows."""
     log.write(
         step=outcome.steps,
         epoch=round(outcome.epochs, 4),
-        loss=loss,
-        learning_rate=optimizer.param_groups[0]["lr"],
-        grad_norm=grad_norm,
+        loss=step.loss,
+        learning_rate=learning_rate,
+        grad_norm=step.grad_norm,
         tokens=outcome.num_tokens,
         tokens_per_second=outcome.tokens_per_second,
         memory=memory,
     )
-    bar.advance(f"loss {loss:.3f}  {outcome.tokens_per_second:,.0f} tokens/s  {describe_bytes(memory)}")
+    return f"loss {step.loss:.3f}  {outcome.tokens_per_second:,.0f} tokens/s  {describe_bytes(memory)}"
 
 
 def _is_time_to_evaluate(step: int, num_steps: int, num_rows: int, plan: Plan) -> bool:
@@ -185,9 +186,8 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     step: int,
-) -> tuple[float, float]:
-    """One optimizer step over a window of batches; returns the mean loss and the gradient norm
-    before clipping."""
+) -> Step:
+    """One optimizer step over a window of batches."""
     num_judged = sum(len(batch.targets) for batch in window)
     total = torch.zeros((), device=plan.device)
     for batch in window:
@@ -202,7 +202,7 @@ def take_step(
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, grad_norm
+    return Step(loss, grad_norm)
 
 
 def backward(network: Network, batch: PackedBatch, num_judged: int, dtype: torch.dtype) -> torch.Tensor:
@@ -210,13 +210,11 @@ def backward(network: Network, batch: PackedBatch, num_judged: int, dtype: torch
     with autocast(batch.input_ids.device, dtype):
         logits = packed_logits(network, batch)
     loss = judge(network.task, logits, batch.targets).sum() / num_judged
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return loss.detach()
 
 
-def _windows(
-    rows: Sequence[TokenizedExample], plan: Plan, num_virtual: int
-) -> Iterator[list[PackedBatch]]:
+def _windows(rows: Sequence[TokenizedExample], plan: Plan, num_virtual: int) -> Iterator[list[PackedBatch]]:
     """Endless windows of packed batches, epoch after epoch."""
     epoch = 0
     while True:

@@ -46,10 +46,10 @@ def validate(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dt
     width = 0 if network.task == "generation" else network.model.config.num_labels
     all_logits = np.zeros((len(rows), width), dtype=np.float32)
     for indices, batch in _batches(rows, network.num_virtual):
-        batch = batch.to(device)
+        placed = batch.to(device)
         with autocast(device, dtype):
-            logits = packed_logits(network, batch)
-        judged = judge(network.task, logits, batch.targets).cpu().numpy().astype(np.float64)
+            logits = packed_logits(network, placed)
+        judged = judge(network.task, logits, placed.targets).cpu().numpy().astype(np.float64)
         sizes = [rows[index].num_trained if width == 0 else 1 for index in indices]
         for index, part in zip(indices, np.split(judged, np.cumsum(sizes)[:-1]), strict=True):
             losses[index], counts[index] = part.sum(), len(part)
@@ -69,9 +69,7 @@ def embed(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype
     return found
 
 
-def _batches(
-    rows: Sequence[TokenizedExample], num_virtual: int
-) -> list[tuple[list[int], PackedBatch]]:
+def _batches(rows: Sequence[TokenizedExample], num_virtual: int) -> list[tuple[list[int], PackedBatch]]:
     """Row indices in the order in which they stand in the batch, and the batch."""
     batches = []
     for chosen in token_batches(rows, TOKENS_PER_PASS):
