@@ -1,0 +1,205 @@
+"""Each baseline against what it must give on data whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from tunesmith.errors import InputError
+from tunesmith.evaluation.baselines import BASELINES, Resources, find_baseline
+from tunesmith.evaluation.metrics import Predictions, score
+from tunesmith.records import Conversation, Example, Examples, LabelledText, Message, Origin, Split, Task
+
+HERE = Origin("made-here", 1)
+GOOD = ("bright", "lovely", "superb", "warm")
+BAD = ("dull", "awful", "boring", "cold")
+FILLER = ("the film", "a scene", "that story", "its music", "every actor")
+
+
+def never(*_: object) -> np.ndarray:
+    raise AssertionError("this baseline must not ask for the model")
+
+
+NO_MODEL = Resources(never, never, never)
+
+
+def make_split(task: Task, rows: Sequence[Example], class_names: tuple[str, ...] = ()) -> Split:
+    """Six tenths to train, two for validation, two for testing."""
+    first, second = len(rows) * 6 // 10, len(rows) * 8 // 10
+    parts = (rows[:first], rows[first:second], rows[second:])
+    return Split(*(Examples(task, tuple(part), class_names, "made here", str(len(part))) for part in parts))
+
+
+def make_reviews(num_rows: int = 100) -> Split:
+    """Two thirds "pos"; the words tell the class."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(num_rows):
+        label = "neg" if index % 3 == 0 else "pos"
+        words = rng.choice(GOOD if label == "pos" else BAD, 2)
+        rows.append(LabelledText(f"{rng.choice(FILLER)} was {words[0]} and {words[1]}", label, HERE))
+    return make_split("classification", rows, ("neg", "pos"))
+
+
+def make_ratings(num_rows: int = 100) -> Split:
+    """The score is the share of good words, plus a little noise."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(num_rows):
+        words = rng.choice([*GOOD, *BAD], 6)
+        target = float(np.isin(words, GOOD).mean() + rng.normal(0, 0.02))
+        rows.append(LabelledText(" ".join(words), target, HERE))
+    return make_split("regression", rows)
+
+
+def make_answers() -> Split:
+    pairs = [
+        ("How do I reset my password?", "Use the link on the sign-in page."),
+        ("When is the office open?", "From nine to five."),
+        ("Where can I park?", "Behind the building."),
+        ("-", "-"),
+        ("How can I reset the password?", "Click on reset."),
+    ]
+    talks = [Conversation((Message("user", ask), Message("assistant", say)), HERE) for ask, say in pairs]
+    return make_split("generation", talks)
+
+
+def value(predictions: Predictions, metric: str) -> float:
+    return score(predictions, resamples=2).metrics[metric].value
+
+
+def ids(parts: Split) -> np.ndarray:
+    return np.array([parts.test.class_names.index(str(row.target)) for row in parts.test.rows])  # type: ignore[union-attr]
+
+
+def test_majority_says_the_most_frequent_training_class() -> None:
+    parts = make_reviews()
+    found = find_baseline("majority").predict(parts, NO_MODEL)
+    assert set(found.outputs) == {1}
+    assert np.array_equal(found.targets, ids(parts))
+    assert value(found, "accuracy") == pytest.approx((ids(parts) == 1).mean())
+
+
+def test_majority_says_the_median_training_score_which_no_constant_beats_there() -> None:
+    parts = make_ratings()
+    (said,) = set(find_baseline("majority").predict(parts, NO_MODEL).outputs)
+    train = np.array([row.target for row in parts.train.rows])  # type: ignore[union-attr]
+    errors = [np.abs(train - constant).mean() for constant in np.linspace(0, 1, 101)]
+    assert np.abs(train - said).mean() <= min(errors)
+
+
+def test_tf_idf_learns_words_that_tell_the_class_and_equals_plain_scikit_learn() -> None:
+    parts = make_reviews()
+    found = find_baseline("tf-idf").predict(parts, NO_MODEL)
+    assert value(found, "accuracy") == 1.0
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
+    train = vectorizer.fit_transform([row.text for row in parts.train.rows])  # type: ignore[union-attr]
+    labels = [row.target for row in parts.train.rows]  # type: ignore[union-attr]
+    plain = LogisticRegression(C=1.0, max_iter=2000).fit(train, labels)
+    said = plain.predict(vectorizer.transform([row.text for row in parts.test.rows]))  # type: ignore[union-attr]
+    assert [parts.test.class_names[output] for output in found.outputs] == list(said)
+
+
+def test_tf_idf_regression_beats_the_constant() -> None:
+    parts = make_ratings()
+    constant = value(find_baseline("majority").predict(parts, NO_MODEL), "mae")
+    assert value(find_baseline("tf-idf").predict(parts, NO_MODEL), "mae") < constant / 2
+
+
+def test_tf_idf_never_reads_the_test_part() -> None:
+    """Other test rows leave the answers to the rows that stay unchanged."""
+    parts = make_reviews()
+    half = Examples("classification", parts.test.rows[:10], parts.test.class_names, "made here", "half")
+    whole = find_baseline("tf-idf").predict(parts, NO_MODEL).outputs
+    alone = find_baseline("tf-idf").predict(Split(parts.train, parts.validation, half), NO_MODEL).outputs
+    assert np.array_equal(whole[:10], alone)
+
+
+def test_the_strength_is_chosen_on_validation() -> None:
+    """Pure noise in 40 dimensions: the weakest regularisation is not what validation prefers."""
+    rng = np.random.default_rng(0)
+    rows = [LabelledText(f"row {index}", float(rng.normal()), HERE) for index in range(100)]
+    parts = make_split("regression", rows)
+    features = {row.text: rng.normal(size=40) for row in rows}
+    resources = Resources(lambda texts: np.array([features[text] for text in texts]), never, never)
+    found = find_baseline("linear-probe").predict(parts, resources)
+    # Least squares fits the noise and says numbers far from the mean; a chosen ridge does so less.
+    train = np.array([features[row.text] for row in parts.train.rows])
+    test = np.array([features[row.text] for row in parts.test.rows])
+    scores = np.array([row.target for row in parts.train.rows])
+    weights = np.linalg.lstsq(train - train.mean(0), scores - scores.mean(), rcond=None)[0]
+    assert np.std(found.outputs) < 0.8 * np.std(test @ weights)
+
+
+@pytest.mark.parametrize("make", [make_reviews, make_ratings], ids=["classification", "regression"])
+def test_linear_probe_reads_the_given_embeddings(make) -> None:  # type: ignore[no-untyped-def]
+    """Embeddings that count the good words make the task linear; one asks for each text once."""
+    parts, asked = make(), []
+
+    def embed(texts: list[str]) -> np.ndarray:
+        asked.extend(texts)
+        good = [sum(word in GOOD for word in text.split()) for text in texts]
+        return np.stack([good, np.ones(len(texts))], 1).astype(float)
+
+    found = find_baseline("linear-probe").predict(parts, Resources(embed, never, never))
+    if parts.test.task == "classification":
+        assert value(found, "accuracy") == 1.0
+    else:
+        assert value(found, "spearman") > 0.95
+    assert asked == [row.text for part in (parts.train, parts.validation, parts.test) for row in part.rows]
+
+
+def test_zero_shot_says_the_likeliest_class_name() -> None:
+    parts = make_reviews()
+    wanted = np.arange(len(parts.test.rows)) % 2
+
+    def label_logprobs(texts: list[str]) -> np.ndarray:
+        assert texts == [row.text for row in parts.test.rows]  # type: ignore[union-attr]
+        return np.where(np.arange(2) == wanted[:, None], -0.1, -2.0)
+
+    found = find_baseline("zero-shot").predict(parts, Resources(never, label_logprobs, never))
+    assert np.array_equal(found.outputs, wanted)
+    assert np.array_equal(found.targets, ids(parts))
+
+
+def test_zero_shot_generation_is_the_model_as_it_is() -> None:
+    as_is = Predictions("generation", ["a"], ["b"])
+    resources = Resources(never, never, lambda: as_is)
+    assert find_baseline("zero-shot").predict(make_answers(), resources) is as_is
+
+
+def test_nearest_gives_the_answer_to_the_most_similar_question() -> None:
+    found = find_baseline("nearest").predict(make_answers(), NO_MODEL)
+    assert found.outputs == ["Use the link on the sign-in page."]
+    assert found.targets == ["Click on reset."]
+    assert set(score(found, resamples=2).metrics) == {"rouge_l"}
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'tf-idf'"):
+        find_baseline("tfidf")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "is_decoder", "part_of_reason"),
+    [
+        ("majority", "generation", True, "is for classification and regression, the data is for generation"),
+        ("nearest", "classification", True, "is for generation"),
+        ("zero-shot", "classification", False, "needs a decoder"),
+        ("zero-shot", "regression", True, "is for classification and generation"),
+    ],
+)
+def test_why_a_baseline_does_not_fit(name: str, task: Task, is_decoder: bool, part_of_reason: str) -> None:
+    assert part_of_reason in BASELINES[name].why_not(task, is_decoder)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_row_fits_some_task_of_a_decoder(name: str) -> None:
+    row = BASELINES[name]
+    assert row.name == name
+    assert row.tasks
+    assert not any(row.why_not(task, is_decoder=True) for task in row.tasks)
