@@ -44,7 +44,7 @@ format: .venv/developed ## bring the code into the house format
 	@$(BIN)/ruff check --fix src tests
 
 bench: .venv/benched ## speed and memory beside a peer, in one run
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+	@$(BIN)/python benchmarks/sft.py $(ARGS)
 
 soak: .venv/developed ## long runs, kills and leaks
 	@$(BIN)/python -m pytest -m soak $(ARGS)

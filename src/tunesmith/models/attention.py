@@ -24,6 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from tunesmith.models.dropout import dropout
+
 PACKED = "tunesmith_packed"
 LONGEST_FOR_MATMUL = 700
 # A group may grow while its shortest row has at least this share of the longest: above it a second
@@ -219,7 +221,7 @@ def _attend_matmul(
     # Autocast would make this softmax, and all that follows, float32; computed inside in float32 anyway.
     weights = torch.softmax(scores, -1, dtype=scores.dtype)
     if rule.dropout:
-        weights = F.dropout(weights, rule.dropout)
+        weights = dropout(weights, rule.dropout)
     out = torch.bmm(weights, v).reshape(rows, num_key_heads, shared, longest, width)
     return out.permute(0, 3, 1, 2, 4).reshape(rows, longest, num_heads, width)
 

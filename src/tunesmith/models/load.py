@@ -28,6 +28,7 @@ from transformers.utils import logging
 from tunesmith import assets
 from tunesmith.errors import InputError, nearest
 from tunesmith.models.attention import PACKED
+from tunesmith.models.dropout import use_cheap_dropout
 from tunesmith.models.heads import find_head
 from tunesmith.records import Task
 
@@ -163,6 +164,7 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     _check_loaded(network, info)
     _agree_on_pad(network)
     model.set_attn_implementation(PACKED)
+    use_cheap_dropout(model)
     return network
 
 
