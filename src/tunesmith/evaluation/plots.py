@@ -16,6 +16,8 @@ System = Mapping[str, Any]
 WIDTH = 860
 ROW = 30
 LABELS = 150
+# Labels in a picture with a vertical axis: highest and lowest base line, and the height of a line of text.
+TOP, FLOOR, LETTERS = 12, 258, 14
 
 
 @dataclass
@@ -131,10 +133,11 @@ def plot_against_size(systems: Sequence[System], metric: str) -> str:
 
 def plot_curves(systems: Sequence[System]) -> str:
     """Validation loss over epochs, each line named at its end."""
-    shown = [system for system in systems if len(system["curve"]) > 1]
+    lines = [(system, _curve_points(system)) for system in systems]
+    shown = [(system, line) for system, line in lines if len(line) > 1]
     if not shown:
         return ""
-    points = [[(point["epoch"], point["validation_loss"]) for point in system["curve"]] for system in shown]
+    points = [line for _, line in shown]
     losses = [loss for line in points for _, loss in line]
     last = max(epoch for line in points for epoch, _ in line)
     low, high = min(losses), max(losses)
@@ -144,11 +147,11 @@ def plot_curves(systems: Sequence[System]) -> str:
     for value in ticks(0, last):
         canvas.text(x(value), 276, f"{value:g}", "axis", "middle")
     canvas.text((60 + WIDTH - 130) / 2, 296, "epochs", "axis", "middle")
-    placed: list[tuple[float, float]] = []
-    for system, line in sorted(zip(shown, points, strict=True), key=lambda item: item[1][-1][1], reverse=True):
+    shown.sort(key=lambda item: item[1][-1][1], reverse=True)
+    levels = _spread([y(line[-1][1]) + 4 for _, line in shown])
+    for (system, line), level in zip(shown, levels, strict=True):
         canvas.path([(x(epoch), y(loss)) for epoch, loss in line], f"curve {colour(system)}")
-        end_x, end_y = x(line[-1][0]), y(line[-1][1])
-        canvas.text(end_x + 8, _free_level(placed, end_x + 8, end_y + 4), system["name"], "label")
+        canvas.text(x(line[-1][0]) + 8, level, system["name"], "label")
     return canvas.svg()
 
 
@@ -174,11 +177,30 @@ def _axis_y(canvas: Canvas, y: Scale, values: Sequence[float], left: float, righ
 
 
 def _free_level(placed: list[tuple[float, float]], x: float, y: float) -> float:
-    """Moves a label down until it covers no other near it."""
-    while any(abs(x - other_x) < 90 and abs(y - other_y) < 14 for other_x, other_y in placed):
-        y += 2
-    placed.append((x, y))
-    return y
+    """The height next to `y`, above the axis, at which a label covers no other."""
+    near = [other_y for other_x, other_y in placed if abs(x - other_x) < 90]
+    free = [level for level in range(TOP, FLOOR) if all(abs(level - other) >= LETTERS for other in near)]
+    level = min(free, key=lambda level: abs(level - y), default=y)
+    placed.append((x, level))
+    return level
+
+
+def _spread(levels: Sequence[float]) -> list[float]:
+    """The same heights, from the top down, pushed apart so that labels do not touch, all above the axis."""
+    apart: list[float] = []
+    for level in levels:
+        apart.append(max(level, apart[-1] + LETTERS if apart else TOP))
+    limit = float(FLOOR)
+    for index in reversed(range(len(apart))):
+        apart[index] = min(apart[index], limit)
+        limit = apart[index] - LETTERS
+    return apart
+
+
+def _curve_points(system: System) -> list[tuple[float, float]]:
+    """(epoch, validation loss) where the loss is known."""
+    points = [(point["epoch"], point["validation_loss"]) for point in system["curve"]]
+    return [(epoch, loss) for epoch, loss in points if loss is not None]
 
 
 def _interval(system: System, metric: str) -> dict[str, float]:

@@ -55,11 +55,14 @@ def strongest_baseline(comparison: Mapping[str, Any]) -> float | None:
         for system in comparison["systems"]
         if system["kind"] == "baseline" and comparison["primary"] in system["metrics"]
     ]
+    found = [value for value in found if value is not None]  # NaN in Python is null in JSON
     return (max(found) if comparison["higher_is_better"] else min(found)) if found else None
 
 
 def metric_names(comparison: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name for system in comparison["systems"] for name in system["metrics"]))
+    """The primary one first, the others as the systems have them."""
+    found = dict.fromkeys(name for system in comparison["systems"] for name in system["metrics"])
+    return sorted(found, key=lambda name: name != comparison["primary"])
 
 
 def interval(value: Mapping[str, float | None] | None) -> str:
