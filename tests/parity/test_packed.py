@@ -20,9 +20,11 @@ from tests.parity.tiny import DECODERS, ENCODERS, VOCABULARY, make_model, make_n
 from tunesmith.data.pack import pack
 from tunesmith.models import attention, packed
 from tunesmith.models.attention import PACKED, plan_segments
+from tunesmith.models.heads import find_language_head
 from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch, Task, TokenizedExample
-from tunesmith.train.losses import judge
+from tunesmith.train import losses
+from tunesmith.train.objective import judged_losses
 
 LARGEST_GRADIENT_GAP = 1e-6
 LENGTHS = (9, 3, 17, 5, 12, 12, 7)
@@ -63,7 +65,7 @@ def padded_loss(model: PreTrainedModel, rows: Sequence[TokenizedExample], task: 
 
 
 def packed_loss(network: Network, batch: PackedBatch) -> torch.Tensor:
-    return judge(network.task, packed.packed_logits(network, batch), batch.targets).mean()
+    return judged_losses(network, batch)[0].mean()
 
 
 def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -128,6 +130,30 @@ def test_grouping_changes_nothing(network: Network, share: float, monkeypatch: p
     rows = make_rows(network.task)
     groups = plan_segments(sorted(LENGTHS, reverse=True), torch.device("cpu")).groups
     assert len(groups) == (1 if share == 0.0 else len(set(LENGTHS)))
+    assert gap(network, twin(network), pack(rows), rows) <= LARGEST_GRADIENT_GAP
+
+
+@pytest.mark.parametrize("network", [("gemma2", "generation"), ("gpt2", "generation")], indirect=True)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_chunks_of_the_vocabulary_change_nothing(
+    network: Network, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits two rows at a time, with the gradient made in the forward or in the backward pass."""
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 2 * VOCABULARY)
+    rows, plain = make_rows("generation"), twin(network)
+    assert find_language_head(network.model) is not None
+    if frozen:
+        for model in (network.model, plain):
+            model.get_input_embeddings().weight.requires_grad_(False)
+    assert gap(network, plain, pack(rows), rows) <= LARGEST_GRADIENT_GAP
+
+
+@pytest.mark.parametrize("network", [("llama", "generation")], indirect=True)
+def test_a_head_of_its_own_kind_computes_for_itself(network: Network) -> None:
+    """A scaled head is not taken for a plain product: the model's own forward makes the logits."""
+    network.model.config.logit_scale = 0.5
+    assert find_language_head(network.model) is None
+    rows = make_rows("generation")
     assert gap(network, twin(network), pack(rows), rows) <= LARGEST_GRADIENT_GAP
 
 

@@ -71,7 +71,9 @@ def predict_majority(parts: Split, _: Resources) -> Predictions:
 
 def predict_tfidf(parts: Split, _: Resources) -> Predictions:
     """TF-IDF of words and word pairs, then logistic regression or ridge."""
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode")
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, strip_accents="unicode"
+    )
     vectorizer.fit(_texts(parts.train))
     return _fit_predict(parts, vectorizer.transform, _linear_models(parts.test.task))
 

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ class _Judge:
         self._folder, self._metric, self._seed = folder, metric, seed
         self._sign = 1 if higher_is_better else -1
         self._ranked = sorted(
-            (system for system in systems if metric in system.metrics),
+            (system for system in systems if metric in system.metrics and not isnan(system.metrics[metric].value)),
             key=lambda system: -self._sign * system.metrics[metric].value,
         )
         self._best_baseline = next((system for system in self._ranked if system.kind == "baseline"), None)

@@ -137,7 +137,8 @@ def mean_loss(predictions: Predictions, rows: Indices) -> float:
 
 
 def perplexity(predictions: Predictions, rows: Indices) -> float:
-    return float(np.exp(mean_loss(predictions, rows)))
+    with np.errstate(over="ignore"):  # a hopeless model has infinite perplexity
+        return float(np.exp(mean_loss(predictions, rows)))
 
 
 def mean_rouge_l(predictions: Predictions, rows: Indices) -> float:
@@ -200,6 +201,8 @@ def paired_difference(
     by_name = {entry.name: entry for entry in METRICS[one.task]}
     if metric not in by_name:
         raise InputError(f"unknown metric '{metric}': {nearest(metric, by_name)}")
+    if not (by_name[metric].applies(one) and by_name[metric].applies(other)):
+        raise InputError(f"'{metric}' is not known for both systems")
     function = by_name[metric].function
 
     def gap(rows: Indices) -> float:

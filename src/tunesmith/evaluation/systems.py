@@ -86,6 +86,7 @@ class _Model:
         self._config, self._parts = config, parts
         self._device, self._dtype = _where(config)
         self.num_parameters = 0
+        self._loaded: Network | None = None
 
     def embed(self, texts: list[str]):  # type: ignore[no-untyped-def]
         network = self._load(self._parts.train.task)
@@ -102,12 +103,15 @@ class _Model:
         return predict_rows(self._load("generation"), self._parts.test, self._dtype, *limits)
 
     def _load(self, task: Task) -> Network:
+        if self._loaded is not None and self._loaded.task == task:
+            return self._loaded
         network = load_network(self._config.model, task, self._parts.train.class_names)
         network.model.requires_grad_(False)
         settle_precision(network, self._dtype)
         network.model.to(self._device)
         network.model.eval()
         self.num_parameters = count_parameters(network)[1]
+        self._loaded = network
         return network
 
 

@@ -22,6 +22,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.models.layers import linear_names
 from tunesmith.models.load import Network
+from tunesmith.runtime import working_dtype
 
 
 def add_lora(network: Network, config: TrainingConfig) -> None:
@@ -81,7 +82,7 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
         return type(layer).forward(layer, x, *args, **kwargs)
     base = layer.get_base_layer()
     weight_OI = base.weight.T if isinstance(base, Conv1D) else base.weight
-    dtype = _working_dtype(x)
+    dtype = working_dtype(x)
     out: torch.Tensor = _LowRank.apply(  # type: ignore[no-untyped-call]
         x.to(dtype),
         weight_OI.to(dtype),
@@ -91,11 +92,6 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
         layer.scaling[name],
     )
     return out
-
-
-def _working_dtype(x: torch.Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class _LowRank(torch.autograd.Function):

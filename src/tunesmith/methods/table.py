@@ -48,10 +48,18 @@ PROMPT = Saving(_save_pretrained, _restore_prompt)
 BOTTLENECK = Saving(additive.save_bottlenecks, additive.restore_bottlenecks)
 
 
+REFERENCE_WIDTH = 512
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One row. `learning_rate` is the default peak for AdamW: first for a small encoder with a new
-    head, then for a decoder that writes text."""
+    """One row.
+
+    `learning_rate` is the default peak for AdamW: first for a model with a new head (classification,
+    regression), then for a decoder that writes text. With `by_width` it is meant for matrices of a model
+    REFERENCE_WIDTH wide and falls as 1 / width, the rule of muP for Adam (Yang et al. 2022, arXiv
+    2203.03466): 1e-3 for LoRA on 512 is 1.25e-4 on 4,096.
+    """
 
     name: str
     family: Family
@@ -60,18 +68,19 @@ class Method:
     learning_rate: tuple[float, float]
     apply: Callable[[Network, TrainingConfig], None]
     saving: Saving = WHOLE
+    by_width: bool = True
 
 
 METHODS: dict[str, Method] = {
     row.name: row
     for row in (
-        Method("full", "full", "every weight", "", (1e-4, 2e-5), full.train_everything),
+        Method("full", "full", "every weight", "", (7.5e-5, 1.5e-4), full.train_everything),
         Method(
             "last-layers",
             "selective",
             "the last blocks and the final norm",
             "Lee et al. 2019, arXiv 1911.03090",
-            (2e-4, 5e-5),
+            (1.5e-4, 3e-4),
             selective.train_last_layers,
         ),
         Method(
@@ -79,24 +88,26 @@ METHODS: dict[str, Method] = {
             "selective",
             "biases only",
             "Ben Zaken et al. 2022, arXiv 2106.10199",
-            (2e-3, 1e-3),
+            (2e-3, 2e-3),
             selective.train_biases,
+            by_width=False,
         ),
         Method(
             "norms",
             "selective",
             "normalisation layers only",
             "Zhao et al. 2024, arXiv 2312.11420",
-            (2e-3, 1e-3),
+            (2e-3, 2e-3),
             selective.train_norms,
+            by_width=False,
         ),
-        Method("head-only", "selective", "the head only", "", (2e-3, 1e-3), selective.train_head),
+        Method("head-only", "selective", "the head only", "", (2e-3, 1e-3), selective.train_head, by_width=False),
         Method(
             "bottleneck",
             "additive",
             "a narrow adapter after each block",
             "Houlsby et al. 2019, arXiv 1902.00751",
-            (1e-3, 5e-4),
+            (7.5e-4, 1e-3),
             additive.add_bottlenecks,
             BOTTLENECK,
         ),
@@ -108,13 +119,14 @@ METHODS: dict[str, Method] = {
             (1e-2, 1e-2),
             additive.add_prompt,
             PROMPT,
+            by_width=False,
         ),
         Method(
             "lora",
             "reparameterised",
             "low-rank updates of all linear layers",
             "Hu et al. 2022, arXiv 2106.09685",
-            (5e-4, 2e-4),
+            (3.75e-4, 1e-3),
             reparam.add_lora,
             LORA,
         ),
@@ -123,7 +135,7 @@ METHODS: dict[str, Method] = {
             "reparameterised",
             "LoRA with trained column norms",
             "Liu et al. 2024, arXiv 2402.09353",
-            (5e-4, 2e-4),
+            (3.75e-4, 1e-3),
             reparam.add_dora,
             LORA,
         ),
@@ -138,5 +150,8 @@ def find_method(name: str) -> Method:
 
 
 def default_learning_rate(method: Method, network: Network) -> float:
-    small_encoder, decoder = method.learning_rate
-    return decoder if network.task == "generation" else small_encoder
+    with_new_head, writing = method.learning_rate
+    rate = writing if network.task == "generation" else with_new_head
+    if not method.by_width:
+        return rate
+    return float(f"{rate * REFERENCE_WIDTH / network.model.config.hidden_size:.2g}")

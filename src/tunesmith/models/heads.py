@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import InputError
@@ -104,3 +105,25 @@ def pool(hidden_TD: torch.Tensor, lengths: tuple[int, ...], pooling: Pooling) ->
     if pooling == "last":
         return hidden_TD[ends - 1]
     return torch.stack([row_TD.mean(0) for row_TD in hidden_TD.split(lengths)])
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageHead:
+    """A head that is one product with the weight (V, D), and perhaps a soft cap on it."""
+
+    weight: torch.Tensor
+    softcap: float | None
+
+
+# Keys under which configurations scale logits in ways of their own; such heads compute for themselves.
+SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale", "dim_model_base")
+
+
+def find_language_head(model: PreTrainedModel) -> LanguageHead | None:
+    """The head of a decoder when it is a plain product, else None: then the model's own forward is used."""
+    head: Any = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    if any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in SCALINGS):
+        return None
+    return LanguageHead(head.weight, getattr(model.config, "final_logit_softcapping", None))

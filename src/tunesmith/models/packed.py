@@ -18,19 +18,24 @@ from tunesmith.records import PackedBatch
 
 def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(N, V) next-token logits at `batch.predict_from` for generation, else (S, C) for the rows."""
-    inputs = _inputs(network, batch)
     if network.task == "generation":
+        inputs = _inputs(network, batch)
         logits: torch.Tensor = network.model(**inputs, logits_to_keep=batch.predict_from).logits
         return logits[0]
     head = find_head(network.model)
-    hidden_TD = network.body(**inputs).last_hidden_state[0]
+    hidden_TD = packed_hidden(network, batch)
     return head.logits(network.model, pool(hidden_TD, batch.lengths, head.pooling(network.model)))
+
+
+def packed_hidden(network: Network, batch: PackedBatch) -> torch.Tensor:
+    """(T, D): the last hidden states, after the final norm."""
+    hidden_1TD: torch.Tensor = network.body(**_inputs(network, batch)).last_hidden_state
+    return hidden_1TD[0]
 
 
 def packed_embeddings(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(S, D): the mean of each row's last hidden states, the usual sentence embedding."""
-    hidden_TD = network.body(**_inputs(network, batch)).last_hidden_state[0]
-    return pool(hidden_TD, batch.lengths, "mean")
+    return pool(packed_hidden(network, batch), batch.lengths, "mean")
 
 
 def _inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:

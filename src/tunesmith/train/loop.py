@@ -18,12 +18,11 @@ from torch import nn
 
 from tunesmith.data.pack import epoch_batches, pack
 from tunesmith.models.load import Network
-from tunesmith.models.packed import packed_logits
 from tunesmith.records import PackedBatch, TokenizedExample
 from tunesmith.runtime import MetricsLog, autocast, current_memory
 from tunesmith.terminal import Bar, describe_bytes
 from tunesmith.train.checkpoint import Named, load_checkpoint, save_checkpoint
-from tunesmith.train.losses import judge
+from tunesmith.train.objective import judged_losses
 from tunesmith.train.optim import Schedule, learning_rate_factor, make_adamw
 
 
@@ -208,8 +207,8 @@ def take_step(
 def backward(network: Network, batch: PackedBatch, num_judged: int, dtype: torch.dtype) -> torch.Tensor:
     """Adds the gradient of sum(loss) / num_judged; returns that share of the window's loss."""
     with autocast(batch.input_ids.device, dtype):
-        logits = packed_logits(network, batch)
-    loss = judge(network.task, logits, batch.targets).sum() / num_judged
+        losses_N, _ = judged_losses(network, batch)
+    loss = losses_N.sum() / num_judged
     loss.backward()
     return loss.detach()
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from tunesmith.records import Task
-
 
 def cross_entropy_N(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """-log softmax(logits)[target] in nats, computed in float32. Returns (N,)."""
@@ -22,6 +20,74 @@ def squared_error_N(predictions_N1: torch.Tensor, targets_N: torch.Tensor) -> to
     return (predictions_N1.float().squeeze(-1) - targets_N.float()).square()
 
 
-def judge(task: Task, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The loss of each judged place (N,): tokens for generation, rows otherwise."""
-    return squared_error_N(logits, targets) if task == "regression" else cross_entropy_N(logits, targets)
+def linear_cross_entropy_N(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
+    """-log softmax(hidden weight^T)[target] in nats (N,), without ever holding all logits (N, V).
+
+    The vocabulary makes logits the largest tensor of a small model's step. They are made a chunk of rows
+    at a time. With a frozen weight the gradient of the hidden states is made in the same go, since each
+    loss depends on its own row alone; with a trained one the chunks are made again on the way back.
+    `softcap` c replaces a logit z by c*tanh(z/c) (Gemma 2).
+    """
+    losses: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, targets_N, softcap
+    )
+    return losses
+
+
+# A chunk's float32 logits stay within 64 MiB.
+CHUNK_ELEMENTS = 2**24
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap):  # type: ignore[no-untyped-def]
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
+        grad_ND = torch.empty_like(hidden_ND) if wants_hidden and not wants_weight else None
+        for rows in _chunks(hidden_ND, weight_VD):
+            loss, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], softcap)
+            losses_N[rows] = loss
+            if grad_ND is not None:
+                torch.mm(slope_CV.to(weight_VD.dtype), weight_VD, out=grad_ND[rows])
+        ctx.softcap = softcap
+        if grad_ND is None:
+            ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
+        else:
+            ctx.save_for_backward(grad_ND)
+        return losses_N
+
+    @staticmethod
+    def backward(ctx, upstream_N):  # type: ignore[no-untyped-def]
+        if len(ctx.saved_tensors) == 1:
+            (grad_ND,) = ctx.saved_tensors
+            return grad_ND * upstream_N[:, None].to(grad_ND.dtype), None, None, None
+        hidden_ND, weight_VD, targets_N = ctx.saved_tensors
+        grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
+        for rows in _chunks(hidden_ND, weight_VD):
+            _, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], ctx.softcap)
+            slope_CV = slope_CV.mul_(upstream_N[rows, None]).to(weight_VD.dtype)
+            torch.mm(slope_CV, weight_VD, out=grad_ND[rows])
+            grad_VD.addmm_(slope_CV.T, hidden_ND[rows])
+        return grad_ND, grad_VD, None, None
+
+
+def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // len(weight_VD))
+    return [slice(start, start + size) for start in range(0, len(hidden_ND), size)]
+
+
+def _chunk(
+    hidden_CD: torch.Tensor, weight_VD: torch.Tensor, targets_C: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of a chunk and their derivative by the product before the cap, in float32."""
+    product_CV = F.linear(hidden_CD, weight_VD).float()
+    logits_CV = product_CV if softcap is None else softcap * torch.tanh(product_CV / softcap)
+    normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
+    at_target_C1 = logits_CV.gather(-1, targets_C[:, None])
+    loss_C = (normaliser_C1 - at_target_C1).squeeze(-1)
+    flat_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
+    slope_CV = logits_CV.sub_(normaliser_C1).exp_()
+    slope_CV.scatter_add_(-1, targets_C[:, None], torch.full_like(at_target_C1, -1.0))
+    return loss_C, slope_CV if flat_CV is None else slope_CV.mul_(flat_CV)

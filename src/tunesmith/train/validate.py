@@ -10,10 +10,10 @@ import torch
 
 from tunesmith.data.pack import pack, token_batches
 from tunesmith.models.load import Network
-from tunesmith.models.packed import packed_embeddings, packed_logits
+from tunesmith.models.packed import packed_embeddings
 from tunesmith.records import PackedBatch, TokenizedExample
 from tunesmith.runtime import autocast
-from tunesmith.train.losses import judge
+from tunesmith.train.objective import judged_losses
 
 # Enough tokens to keep the cores busy in matrix products, few enough to stay in little memory.
 TOKENS_PER_PASS = 2048
@@ -48,12 +48,12 @@ def validate(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dt
     for indices, batch in _batches(rows, network.num_virtual):
         placed = batch.to(device)
         with autocast(device, dtype):
-            logits = packed_logits(network, placed)
-        judged = judge(network.task, logits, placed.targets).cpu().numpy().astype(np.float64)
+            losses_N, logits = judged_losses(network, placed)
+        judged = losses_N.cpu().numpy().astype(np.float64)
         sizes = [rows[index].num_trained if width == 0 else 1 for index in indices]
         for index, part in zip(indices, np.split(judged, np.cumsum(sizes)[:-1]), strict=True):
             losses[index], counts[index] = part.sum(), len(part)
-        if width:
+        if logits is not None:
             all_logits[indices] = logits.float().cpu().numpy()
     return RowOutputs(losses, counts, all_logits)
 
