@@ -28,6 +28,8 @@ Features = Callable[[list[str]], Any]
 # Inverse regularisation of logistic regression, and regularisation of ridge; chosen on validation.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 
+WORD = r"(?u)\b\w+\b"
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -71,9 +73,8 @@ def predict_majority(parts: Split, _: Resources) -> Predictions:
 
 def predict_tfidf(parts: Split, _: Resources) -> Predictions:
     """TF-IDF of words and word pairs, then logistic regression or ridge."""
-    vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, strip_accents="unicode"
-    )
+    # A word may be one character long: in some scripts most are.
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORD, sublinear_tf=True, strip_accents="unicode")
     vectorizer.fit(_texts(parts.train))
     return _fit_predict(parts, vectorizer.transform, _linear_models(parts.test.task))
 

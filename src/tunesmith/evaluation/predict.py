@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +51,7 @@ def _text_column(rows: list[RawRow], file: Path) -> str:
     return found
 
 
-def converse(
-    run: str,
-    system: str | None,
-    temperature: float,
-    max_new_tokens: int,
-    read: Callable[[str], str] = input,
-) -> None:
+def converse(run: str, system: str | None, temperature: float, max_new_tokens: int) -> None:
     """Reads questions and streams answers until the input ends. The conversation so far is kept."""
     network = open_network(run)
     decoding = Decoding(max_new_tokens, temperature)
@@ -66,7 +59,7 @@ def converse(
     messages = list(opening)
     while True:
         try:
-            question = read("> ").strip()
+            question = input("> ").strip()
         except EOFError:
             return
         if question == "/quit":

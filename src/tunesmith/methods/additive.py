@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+from peft import PromptTuningConfig, PromptTuningInit, TaskType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.activations import ACT2FN
@@ -15,6 +15,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.models.layers import find_layers, freeze_body
 from tunesmith.models.load import Network
+from tunesmith.models.wrap import wrap
 from tunesmith.storage import write_json
 
 BOTTLENECK_WEIGHTS = "bottleneck.safetensors"
@@ -92,7 +93,7 @@ def add_prompt(network: Network, config: TrainingConfig) -> None:
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
         base_model_name_or_path=network.folder,
     )
-    adopt_prompt(network, get_peft_model(network.model, peft_config))
+    adopt_prompt(network, wrap(network.model, peft_config))
     head = network.head_modules
     for name, parameter in network.model.named_parameters():
         parameter.requires_grad_(bool(head) and bool(set(name.split(".")) & set(head)))

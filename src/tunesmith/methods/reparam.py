@@ -12,7 +12,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, TaskType
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +22,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.models.layers import linear_names
 from tunesmith.models.load import Network
+from tunesmith.models.wrap import wrap
 from tunesmith.runtime import working_dtype
 
 
@@ -57,7 +58,7 @@ def _add(network: Network, config: TrainingConfig, use_dora: bool) -> None:
         fan_in_fan_out=_has_transposed_linears(network.model),
         base_model_name_or_path=network.folder,
     )
-    adopt_lora(network, get_peft_model(network.model, peft_config))
+    adopt_lora(network, wrap(network.model, peft_config))
 
 
 def adopt_lora(network: Network, wrapped: nn.Module) -> None:

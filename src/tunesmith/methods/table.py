@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peft import PeftModel
-
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError, nearest
 from tunesmith.methods import additive, full, reparam, selective
 from tunesmith.models.load import Network
+from tunesmith.models.wrap import read
 
 Family = Literal["full", "selective", "additive", "reparameterised"]
 
@@ -35,11 +34,11 @@ def _save_pretrained(network: Network, folder: Path) -> None:
 
 
 def _restore_lora(network: Network, folder: Path) -> None:
-    reparam.adopt_lora(network, PeftModel.from_pretrained(network.model, folder))
+    reparam.adopt_lora(network, read(network.model, folder))
 
 
 def _restore_prompt(network: Network, folder: Path) -> None:
-    additive.adopt_prompt(network, PeftModel.from_pretrained(network.model, folder))
+    additive.adopt_prompt(network, read(network.model, folder))
 
 
 WHOLE = Saving(_save_pretrained, None, whole=True)

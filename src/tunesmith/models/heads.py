@@ -122,8 +122,7 @@ SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multi
 def find_language_head(model: PreTrainedModel) -> LanguageHead | None:
     """The head of a decoder when it is a plain product, else None: then the model's own forward is used."""
     head: Any = model.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
-        return None
-    if any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in SCALINGS):
+    is_plain = type(head) is nn.Linear and head.bias is None
+    if not is_plain or any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in SCALINGS):
         return None
     return LanguageHead(head.weight, getattr(model.config, "final_logit_softcapping", None))

@@ -1,0 +1,176 @@
+"""A comparison of real processes on a tiny model: what fails is kept apart, what is done is not redone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.parity.tiny import make_model, make_tokenizer
+
+import tunesmith
+from tunesmith.config import CompareConfig
+from tunesmith.errors import InputError
+from tunesmith.evaluation.compare import Comparison, compare
+from tunesmith.evaluation.metrics import Predictions, paired_difference
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    made = make_model("bert", "classification")
+    made.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes told apart by their words, so that every learner can learn them."""
+    rng = random.Random(0)
+    lines = []
+    for index in range(160):
+        words = range(5, 45) if index % 2 else range(40, 90)
+        text = " ".join(f"w{rng.choice(words)}" for _ in range(rng.randrange(3, 9)))
+        lines.append(json.dumps({"text": f"{text} w{5 + index % 80}", "label": "odd" if index % 2 else "even"}))
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def settings(model: Path, data: Path, folder: Path, **more: object) -> CompareConfig:
+    given = {"model": str(model), "data": str(data), "output": folder, "precision": "fp32", "num_train_epochs": 1}
+    return CompareConfig.read(given=given | {"methods": ("bitfit", "lora"), "baselines": ("majority", "tf-idf")} | more)
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """One comparison in which a method cannot work: the model has two classes but no rank of -1."""
+    folder = tmp_path_factory.mktemp("compare") / "out"
+    return compare(settings(model, data, folder, methods=("bitfit", "last-layers", "lora"), num_last_layers=99))
+
+
+def test_every_system_is_there_and_judged(finished: Comparison) -> None:
+    assert [system.name for system in finished.systems] == ["majority", "tf-idf", "bitfit", "last-layers", "lora"]
+    done = [system for system in finished.systems if not system.error]
+    assert all("accuracy" in system.metrics and system.peak_memory > 10**7 for system in done)
+    assert all(system.trainable_parameters > 0 for system in done if system.kind == "method")
+
+
+def test_a_method_that_fails_does_not_lose_the_others(finished: Comparison) -> None:
+    failed = {system.name: system.error for system in finished.systems if system.error}
+    assert list(failed) == ["last-layers"]
+    assert "num_last_layers is 99" in failed["last-layers"]
+    assert "num_last_layers is 99" in finished.report.read_text(encoding="utf-8")
+
+
+def test_differences_are_those_of_the_saved_predictions(finished: Comparison) -> None:
+    tfidf, lora = (
+        Predictions.from_mapping(json.loads((finished.folder / place / "predictions.json").read_text()))
+        for place in ("baselines/tf-idf", "methods/lora")
+    )
+    assert tfidf.targets.tolist() == lora.targets.tolist()
+    by_name = {system.name: system for system in finished.systems}
+    assert by_name["lora"].difference == paired_difference(lora, tfidf, "accuracy", seed=0)
+
+
+def test_the_verdict_is_the_best_of_the_table(finished: Comparison) -> None:
+    values = {system.name: system.metrics["accuracy"].value for system in finished.systems if not system.error}
+    assert values[finished.verdict.best] == max(values.values())
+    assert finished.verdict.recommended in values
+    assert finished.verdict.best in finished.verdict.reason
+
+
+def test_frame_and_notebook_table(finished: Comparison) -> None:
+    frame = finished.to_pandas()
+    assert list(frame["system"]) == [system.name for system in finished.systems]
+    assert frame.set_index("system").loc["tf-idf", "accuracy"] == finished.systems[1].metrics["accuracy"].value
+    assert "<table" in finished._repr_html_()
+
+
+def test_what_is_finished_is_not_run_twice(
+    finished: Comparison, model: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    times = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("system.json")}
+    config = settings(model, data, finished.folder, methods=("bitfit", "lora"), num_last_layers=99)
+    again = compare(config)
+    kept = [path for path, before in times.items() if path.stat().st_mtime_ns == before]
+    assert len(kept) == len(times)
+    assert capfd.readouterr().err.count("not run again") == 4
+    assert [system.metrics for system in again.systems] == [
+        system.metrics for system in finished.systems if not system.error
+    ]
+
+
+def test_another_setting_runs_again(finished: Comparison, model: Path, data: Path, tmp_path: Path) -> None:
+    first = compare(settings(model, data, tmp_path / "out", methods=("bitfit",), baselines=("majority",)))
+    stamp = (first.folder / "methods/bitfit/system.json").stat().st_mtime_ns
+    compare(settings(model, data, tmp_path / "out", methods=("bitfit",), baselines=("majority",), seed=1))
+    assert (first.folder / "methods/bitfit/system.json").stat().st_mtime_ns > stamp
+
+
+def test_a_killed_method_is_reported_and_the_rest_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
+    """A real SIGKILL to the process of the first method, as the kernel does when memory runs out."""
+    command = [sys.executable, "-m", "tunesmith.cli", "compare", "--model", str(model), "--data", str(data)]
+    command += ["--methods", "full,bitfit", "--baselines", "majority", "--output", str(tmp_path / "out")]
+    command += ["--num-train-epochs", "400", "--early-stopping-patience", "400", "--precision", "fp32", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(tunesmith.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+        log = tmp_path / "out/methods/full/run/metrics.jsonl"
+        wait_until(lambda: log.exists() and log.stat().st_size > 2000)
+        os.kill(find_writer(log), signal.SIGKILL)
+        wait_until((tmp_path / "out/methods/bitfit/run/metrics.jsonl").exists)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+    assert not (tmp_path / "out/methods/full/system.json").exists()
+
+
+def wait_until(condition, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def find_writer(path: Path) -> int:
+    """The process that has a file open."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if any(link.resolve() == path.resolve() for link in (folder / "fd").iterdir()):
+                    return int(folder.name)
+            except OSError:
+                continue
+    raise AssertionError(f"nobody writes {path}")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"methods": ("loora",)}, "unknown method 'loora': did you mean 'lora'?"),
+        ({"baselines": ("tfidf",)}, "unknown baseline 'tfidf': did you mean 'tf-idf'?"),
+        ({"baselines": ("zero-shot",)}, "needs a decoder, the model is an encoder"),
+        ({"max_length": 100_000}, "takes at most 64 tokens"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(
+    model: Path, data: Path, tmp_path: Path, more: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        compare(settings(model, data, tmp_path / "out", **more))
+    assert words in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_files_is_left_alone(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds files that are no comparison"):
+        compare(settings(model, data, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
