@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import InputError
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "InputError", "Run", "compare", "evaluate", "load", "predict", "tune"]
 __version__ = "0.1.0"
-
-# Read once by torch's CPU allocator: large tensors in huge pages. A training step takes fresh memory for its
-# gradients each time, and with small pages a third of the step of a small model goes into page faults.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOMES = {
     "Comparison": "tunesmith.evaluation.compare",

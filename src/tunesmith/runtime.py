@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
 import os
@@ -104,6 +105,24 @@ def current_memory(device: torch.device) -> int:
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_memory(device)
+
+
+class Trimmer:
+    """Hands memory that glibc keeps in pieces back to the system, now and then.
+
+    Batches differ in size, so what one step frees seldom fits the next, and a long run grows by half.
+    """
+
+    SECONDS_BETWEEN = 10.0
+
+    def __init__(self) -> None:
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        self._last = time.monotonic()
+
+    def trim_if_due(self) -> None:
+        if self._trim is not None and time.monotonic() - self._last > self.SECONDS_BETWEEN:
+            self._trim(0)
+            self._last = time.monotonic()
 
 
 def versions() -> dict[str, str]:

@@ -23,6 +23,7 @@ from tunesmith.data.split import split, split_given, take
 from tunesmith.data.tokenize import Signal, measure, tokenize
 from tunesmith.errors import InputError
 from tunesmith.methods.table import METHODS, Method, default_learning_rate, find_method
+from tunesmith.models.embedding import use_row_gradients
 from tunesmith.models.load import (
     Network,
     count_parameters,
@@ -174,6 +175,7 @@ def prepare(config: TrainingConfig, method: Method, parts: Split) -> Prepared:
     network.model.to(device)
     if network.wrapper is not None:
         network.wrapper.to(device)
+    use_row_gradients(network.model)
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     return Prepared(network, method, parts, train, validation, make_plan(config, learning_rate, device, dtype), signal)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from tests.parity.tiny import DECODERS, ENCODERS, VOCABULARY, make_model, make_network
 from tunesmith.data.pack import pack
-from tunesmith.models import attention, packed
+from tunesmith.models import attention, embedding, packed
 from tunesmith.models.attention import PACKED, plan_segments
 from tunesmith.models.heads import find_language_head
 from tunesmith.models.load import Network
@@ -155,6 +155,20 @@ def test_a_head_of_its_own_kind_computes_for_itself(network: Network) -> None:
     assert find_language_head(network.model) is None
     rows = make_rows("generation")
     assert gap(network, twin(network), pack(rows), rows) <= LARGEST_GRADIENT_GAP
+
+
+@pytest.mark.parametrize("network", [("bert", "classification"), ("roberta", "regression")], indirect=True)
+def test_gradients_by_row_change_nothing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice in a row, so that a gradient that was not cleared would show."""
+    monkeypatch.setattr(embedding, "SMALLEST_TABLE", 0)
+    embedding.use_row_gradients(network.model)
+    assert any(isinstance(module, embedding.RowGradientEmbedding) for module in network.model.modules())
+    optimizer = torch.optim.SGD(network.model.parameters(), lr=0.0)
+    rows, plain = make_rows(network.task), twin(network)
+    assert gap(network, plain, pack(rows), rows) <= LARGEST_GRADIENT_GAP
+    embedding.clear_gradients(network.model, optimizer)
+    plain.zero_grad()
+    assert gap(network, plain, pack(rows[:2]), rows[:2]) <= LARGEST_GRADIENT_GAP
 
 
 def merge_rows(batch: PackedBatch) -> PackedBatch:

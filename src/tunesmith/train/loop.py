@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from tunesmith.data.pack import epoch_batches, pack
+from tunesmith.models.embedding import clear_gradients
 from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch, TokenizedExample
-from tunesmith.runtime import MetricsLog, autocast, current_memory
+from tunesmith.runtime import MetricsLog, Trimmer, autocast, current_memory
 from tunesmith.terminal import Bar, describe_bytes
 from tunesmith.train.checkpoint import Named, load_checkpoint, save_checkpoint
 from tunesmith.train.objective import judged_losses
@@ -110,7 +111,7 @@ def fit(network: Network, rows: Sequence[TokenizedExample], plan: Plan, watch: W
     optimizer = make_adamw(parameters, plan.learning_rate, plan.weight_decay)
     num_steps = count_steps(len(rows), plan)
     outcome, best = Outcome(), _Best(watch.checkpoints, plan.patience)
-    windows = _windows(rows, plan, network.num_virtual)
+    windows, trimmer = _windows(rows, plan, network.num_virtual), Trimmer()
     _evaluate(outcome, math.nan, watch, network)
     with Bar(watch.label, num_steps, watch.quiet) as bar:
         for step in range(num_steps):
@@ -118,6 +119,7 @@ def fit(network: Network, rows: Sequence[TokenizedExample], plan: Plan, watch: W
             set_learning_rate(optimizer, plan, step, num_steps)
             window = next(windows)
             taken = take_step(network, window, parameters, optimizer, plan, step)
+            trimmer.trim_if_due()
             outcome.count(window, time.perf_counter() - started, len(rows))
             learning_rate = optimizer.param_groups[0]["lr"]
             bar.advance(_report(outcome, taken, learning_rate, current_memory(plan.device), watch.log))
@@ -200,7 +202,7 @@ def take_step(
             f"Rows of this step (0-based in the training part): {rows}. Lower --learning-rate or look at these rows"
         )
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    clear_gradients(network.model, optimizer)
     return Step(loss, grad_norm)
 
 
