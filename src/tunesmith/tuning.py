@@ -265,8 +265,8 @@ def choose_folder(config: TuneConfig, method: str) -> Path:
     folder = config.output.expanduser()
     if folder.is_file():
         raise InputError(f"output '{folder}' is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not config.overwrite:
-        is_run = (folder / CONFIG).is_file()
+    is_run = (folder / CONFIG).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not (is_run and config.overwrite):
         what = "a finished run" if (folder / MANIFEST).is_file() else "an interrupted run" if is_run else "files"
         mend = "Give another --output, or --overwrite to replace it" if is_run else "Give another --output"
         raise InputError(f"output '{folder}' already holds {what}. {mend}")

@@ -92,11 +92,9 @@ def add_prompt(network: Network, config: TrainingConfig) -> None:
         num_virtual_tokens=config.num_virtual_tokens,
         prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
         base_model_name_or_path=network.folder,
+        modules_to_save=list(network.head_modules) or None,
     )
     adopt_prompt(network, wrap(network.model, peft_config))
-    head = network.head_modules
-    for name, parameter in network.model.named_parameters():
-        parameter.requires_grad_(bool(head) and bool(set(name.split(".")) & set(head)))
 
 
 def adopt_prompt(network: Network, wrapped: Any) -> None:

@@ -1,0 +1,297 @@
+"""Every row of METHODS on every kind of model: what trains, how it starts, what it saves, who can load it."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from tests.parity.tiny import make_model, make_network, make_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from tunesmith.config import TuneConfig
+from tunesmith.data import sources
+from tunesmith.data.pack import pack
+from tunesmith.data.split import split
+from tunesmith.data.tokenize import tokenize
+from tunesmith.errors import InputError
+from tunesmith.methods import full
+from tunesmith.methods.table import METHODS, Method, default_learning_rate
+from tunesmith.models.load import Network
+from tunesmith.models.packed import packed_logits
+from tunesmith.records import Split, TokenizedExample
+from tunesmith.train.loop import trainable
+from tunesmith.train.objective import judged_losses
+from tunesmith.tuning import Run, tune
+
+# What a method may train, by words in the parameter's name. Heads of classifiers come on top.
+TRAINED = {
+    "full": "",
+    "last-layers": r".1. .2. norm ln_f",
+    "bitfit": "bias",
+    "norms": "norm LayerNorm ln_",
+    "head-only": "",
+    "bottleneck": "bottleneck",
+    "prompt": "prompt_encoder",
+    "lora": "lora_",
+    "dora": "lora_",
+}
+HEADS = ("pooler", "classifier", "score")
+# Nothing there to train: llama has no biases, and its head is its input embedding here.
+IMPOSSIBLE = {("llama", "bitfit"), ("gpt2", "head-only")}
+MODELS = [("bert", "classification"), ("llama", "generation"), ("gpt2", "generation")]
+CASES = [(kind, task, name) for kind, task in MODELS for name in METHODS if (kind, name) not in IMPOSSIBLE]
+
+
+def config(name: str, **more: Any) -> TuneConfig:
+    small = {"num_last_layers": 2, "bottleneck_size": 4, "lora_r": 2, "num_virtual_tokens": 3}
+    return TuneConfig.read(given={"model": "m", "data": "d", "method": name, "precision": "fp32"} | small | more)
+
+
+def rows_of(task: str) -> list[dict[str, str]]:
+    rng = random.Random(0)
+    rows = []
+    for index in range(60):
+        text = " ".join(f"w{rng.randrange(5, 90)}" for _ in range(rng.randrange(2, 9))) + f" w{5 + index}"
+        if task == "classification":
+            rows.append({"text": text, "label": "abc"[index % 3]})
+        else:
+            rows.append({"prompt": text, "completion": f"w{5 + index} w{6 + index}"})
+    return rows
+
+
+def parts_of(task: str) -> Split:
+    return split(sources.load(rows_of(task)), 0)
+
+
+def tokenized(network: Network, task: str) -> list[TokenizedExample]:
+    return tokenize(parts_of(task).test, network.tokenizer, 60)
+
+
+def applied(kind: str, task: Any, name: str, folder: Path, **more: Any) -> Network:
+    network = make_network(kind, task, folder)
+    torch.manual_seed(0)
+    METHODS[name].apply(network, config(name, **more))
+    network.model.eval()
+    return network
+
+
+@pytest.mark.parametrize(("kind", "task", "name"), CASES)
+def test_only_what_the_method_names_is_trained(kind: str, task: str, name: str, tmp_path: Path) -> None:
+    network = applied(kind, task, name, tmp_path)
+    names = [trained for trained, _ in trainable(network)]
+    assert names
+    if name == "head-only" and kind == "llama":
+        assert names == ["lm_head.weight"]
+    elif name != "full":
+        foreign = [
+            trained
+            for trained in names
+            if not any(word in trained for word in TRAINED[name].split()) and not any(h in trained for h in HEADS)
+        ]
+        assert foreign == []
+    if task == "classification":
+        assert {head for head in HEADS if any(head in trained for trained in names)} == {"pooler", "classifier"}
+
+
+@pytest.mark.parametrize(("kind", "task", "name"), CASES)
+def test_every_trained_parameter_learns(kind: str, task: str, name: str, tmp_path: Path) -> None:
+    """After two steps each has had a gradient (B of LoRA starts at zero, so A needs the second)."""
+    network = applied(kind, task, name, tmp_path)
+    parameters = trainable(network)
+    optimizer = torch.optim.SGD([parameter for _, parameter in parameters], lr=0.1)
+    batch, moved = pack(tokenized(network, task), network.num_virtual), set()
+    for _ in range(2):
+        optimizer.zero_grad()
+        judged_losses(network, batch)[0].mean().backward()
+        moved |= {known for known, p in parameters if p.grad is not None and p.grad.abs().sum() > 0}
+        optimizer.step()
+    still = {known for known, _ in parameters} - moved
+    # Positions and words beyond these few rows, and keys' biases (softmax ignores them), have gradient zero.
+    assert {known for known in still if "embed" not in known and "key.bias" not in known} == set()
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "bottleneck"])
+@pytest.mark.parametrize(("kind", "task"), MODELS)
+def test_before_the_first_step_the_model_is_as_it_was(kind: str, task: str, name: str, tmp_path: Path) -> None:
+    base = make_network(kind, task, tmp_path)  # type: ignore[arg-type]
+    base.model.eval()
+    batch = pack(tokenized(base, task))
+    before = packed_logits(base, batch)
+    METHODS[name].apply(base, config(name))
+    torch.testing.assert_close(packed_logits(base, batch), before, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_fused_lora_equals_peft(kind: str, tmp_path: Path) -> None:
+    """Value and every gradient, with B away from zero, through biases and GPT-2's transposed layers."""
+    task = "classification" if kind == "bert" else "generation"
+    network = applied(kind, task, "lora", tmp_path)
+    layers = [module for module in network.model.modules() if isinstance(module, LoraLinear)]
+    assert len(layers) >= 12
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.3)
+        x = torch.randn(2, 5, layer.in_features)
+        results = []
+        for forward in (layer.forward, lambda y, layer=layer: type(layer).forward(layer, y)):
+            inputs = x.clone().requires_grad_(True)
+            layer.zero_grad()
+            out = forward(inputs)
+            out.square().sum().backward()
+            weights = (layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad)
+            results.append([out.detach(), inputs.grad, *(grad.clone() for grad in weights)])
+        assert "forward" in vars(layer), "the layer computes by PEFT's own function, so nothing is compared"
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_switched_off_the_adapter_is_not_there(tmp_path: Path) -> None:
+    network = applied("llama", "generation", "lora", tmp_path)
+    batch = pack(tokenized(network, "generation"))
+    for module in network.model.modules():
+        if isinstance(module, LoraLinear):
+            torch.nn.init.normal_(module.lora_B["default"].weight)
+    base = make_network("llama", "generation", tmp_path / "base")
+    base.model.eval()
+    on = packed_logits(network, batch)
+    with network.wrapper.disable_adapter():  # type: ignore[union-attr, operator]
+        off = packed_logits(network, batch)
+    torch.testing.assert_close(off, packed_logits(base, batch))
+    assert (on - off).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "more", "words"),
+    [
+        ("llama", "bitfit", {}, "has no bias vectors"),
+        ("gpt2", "head-only", {}, "tied weights"),
+        ("llama", "lora", {"target_modules": "q_prj"}, "has no linear layer called 'q_prj'. It has down_proj"),
+        ("llama", "last-layers", {"num_last_layers": 4}, "has 3 layers"),
+    ],
+)
+def test_names_that_match_nothing_are_errors(
+    kind: str, name: str, more: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        applied(kind, "generation", name, tmp_path, **more)
+    assert words in str(caught.value)
+
+
+def test_learning_rates_fall_with_the_width(tmp_path: Path) -> None:
+    network = make_network("llama", "generation", tmp_path)
+    network.model.config.hidden_size = 4096
+    assert default_learning_rate(METHODS["lora"], network) == pytest.approx(1.25e-4, rel=0.05)
+    assert default_learning_rate(METHODS["norms"], network) == METHODS["norms"].learning_rate[1]
+
+
+def save_base(kind: str, task: Any, folder: Path) -> Path:
+    model = make_model(kind, task)
+    model.save_pretrained(folder)
+    make_tokenizer(model.config.pad_token_id).save_pretrained(folder)
+    return folder
+
+
+def plain_logits(run: Path, base: Path, name: str, rows: list[TokenizedExample], task: str) -> list[torch.Tensor]:
+    """What plain transformers, or plain peft on the base model, say of each row alone."""
+    auto = AutoModelForCausalLM if task == "generation" else AutoModelForSequenceClassification
+    if METHODS[name].saving.whole:
+        model = auto.from_pretrained(run)
+    else:
+        kwargs = {} if task == "generation" else {"num_labels": 3}
+        model = PeftModel.from_pretrained(auto.from_pretrained(base, **kwargs), run)
+    model.eval()
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # plain peft
+@pytest.mark.parametrize(("kind", "task", "name"), CASES)
+def test_a_saved_run_is_the_model_that_was_trained(kind: str, task: str, name: str, tmp_path: Path) -> None:
+    """Through `Run.open`, and, bottleneck apart, through plain transformers or peft: the same logits."""
+    base = save_base(kind, task, tmp_path / "base")
+    settings = {"model": str(base), "num_train_epochs": 1, "output": tmp_path / "run", "learning_rate": 0.02}
+    run = tune(config(name, **settings), parts_of(task), quiet=True)
+    rows = tokenized(run.network, task)[:3]
+    run.network.model.eval()
+    singles = [pack([row], run.network.num_virtual) for row in rows]
+    if task == "generation":
+        every = [replace(batch, predict_from=torch.arange(len(batch.input_ids))) for batch in singles]
+        ours = [packed_logits(run.network, batch) for batch in every]
+    else:
+        ours = [packed_logits(run.network, batch)[0] for batch in singles]
+    again = Run.open(run.folder).network
+    for batch, before in zip(every if task == "generation" else singles, ours, strict=True):
+        logits = packed_logits(again, batch)
+        torch.testing.assert_close(logits if task == "generation" else logits[0], before, atol=1e-5, rtol=1e-5)
+    if name == "bottleneck":
+        return
+    for theirs, before in zip(plain_logits(run.folder, base, name, rows, task), ours, strict=True):
+        torch.testing.assert_close(
+            theirs[-len(before) :] if task == "generation" else theirs, before, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_the_run_folder_is_complete(tmp_path: Path) -> None:
+    base = save_base("bert", "classification", tmp_path / "base")
+    given = config("lora", model=str(base), num_train_epochs=2, output=tmp_path / "run")
+    run = tune(given, parts_of("classification"), quiet=True)
+    assert TuneConfig.read(run.folder / "config.yaml") == given
+    lines = run.metrics()
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, run.outcome["steps"] + 1))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [0, len(steps) // 2, len(steps)]
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == [f"step-{run.outcome['best_step']}"]
+    assert not list(run.folder.rglob("*.partial"))
+    suffixes = {path.suffix for path in run.folder.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".jinja"}, "no pickle, nothing foreign"
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    base = save_base("bert", "classification", tmp_path / "base")
+    run = tune(
+        config("lora", model=str(base), max_steps=1, output=tmp_path / "run"), parts_of("classification"), quiet=True
+    )
+    weights = run.folder / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(InputError, match="changed or missing since the run was saved"):
+        _ = Run.open(run.folder).network
+
+
+def test_an_output_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    base = save_base("bert", "classification", tmp_path / "base")
+    once = config("bitfit", model=str(base), max_steps=1, output=tmp_path / "run")
+    tune(once, parts_of("classification"), quiet=True)
+    before = json.loads((tmp_path / "run/manifest.json").read_text())
+    with pytest.raises(InputError, match="already holds a finished run"):
+        tune(once, parts_of("classification"), quiet=True)
+    assert json.loads((tmp_path / "run/manifest.json").read_text()) == before
+    tune(once.model_copy(update={"overwrite": True, "seed": 1}), parts_of("classification"), quiet=True)
+    assert json.loads((tmp_path / "run/manifest.json").read_text()) != before
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="already holds files"):
+        tune(once.model_copy(update={"output": tmp_path / "files", "overwrite": True}), parts_of("classification"))
+    assert (tmp_path / "files/thesis.txt").read_text() == "mine"
+
+
+def test_a_new_method_is_one_row_and_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_queries(network: Network, config: Any) -> None:
+        full.train_everything(network, config)
+        for known, parameter in network.model.named_parameters():
+            parameter.requires_grad_("query" in known or "classifier" in known or "pooler" in known)
+
+    row = Method("queries", "selective", "queries only", "", (1e-3, 1e-3), train_queries)
+    monkeypatch.setitem(METHODS, "queries", row)
+    base = save_base("bert", "classification", tmp_path / "base")
+    given = config("queries", model=str(base), max_steps=2, output=tmp_path / "run")
+    run = tune(given, parts_of("classification"), quiet=True)
+    assert run.manifest["method"] == "queries"
+    assert AutoTokenizer.from_pretrained(run.folder).pad_token == "<pad>"
