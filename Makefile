@@ -34,14 +34,14 @@ test: .venv/developed ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: .venv/developed ## format, lint, types, architecture
-	@$(BIN)/ruff format --check src tests
-	@$(BIN)/ruff check src tests
+	@$(BIN)/ruff format --check src tests benchmarks examples
+	@$(BIN)/ruff check src tests benchmarks examples
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q --durations=0 tests/test_architecture.py tests/test_repository.py
 
 format: .venv/developed ## bring the code into the house format
-	@$(BIN)/ruff format src tests
-	@$(BIN)/ruff check --fix src tests
+	@$(BIN)/ruff format src tests benchmarks examples
+	@$(BIN)/ruff check --fix src tests benchmarks examples
 
 bench: .venv/benched ## speed and memory beside a peer, in one run
 	@$(BIN)/python benchmarks/sft.py $(ARGS)

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "tunesmith.evaluation.compare",
-    "Run": "tunesmith.tune",
+    "Run": "tunesmith.tuning",
     **dict.fromkeys(("compare", "evaluate", "load", "predict", "tune"), "tunesmith.api"),
 }
 

@@ -87,17 +87,19 @@ def _before_answer(row: Conversation) -> str:
 
 def _divide(examples: Examples, seed: int, fractions: tuple[float, float, float]) -> list[list[int]]:
     """Row indices of each part: within a stratum, groups of equal texts go to the part that is
-    furthest behind its share."""
+    furthest behind its share; of two alike, to the smaller one so far."""
     parts: list[list[int]] = [[] for _ in fractions]
     for _, groups in sorted(_strata(examples).items()):
         random.Random(f"{seed}/split").shuffle(groups)
         sizes = [0] * len(fractions)
         total = sum(len(group) for group in groups)
         for group in groups:
-            behind = [share * total - size for share, size in zip(fractions, sizes, strict=True)]
-            part = max(range(len(fractions)), key=lambda index: behind[index])
-            parts[part] += group
-            sizes[part] += len(group)
+            need = [
+                (share * total - size, -len(part)) for share, size, part in zip(fractions, sizes, parts, strict=True)
+            ]
+            chosen = max(range(len(fractions)), key=lambda index: need[index])
+            parts[chosen] += group
+            sizes[chosen] += len(group)
     return [sorted(part) for part in parts]
 
 

@@ -160,7 +160,7 @@ def _pieces(
         after = _render(turns[: number + 1], tokenizer)
         if not before.startswith(done) or not after.startswith(before):
             raise InputError(
-                f"the chat template rewrites what stands before answer {number + 1}, so training would not match "
+                f"the chat template rewrites what stands before turn {number + 1}, so training would not match "
                 "inference. Use a template that only appends (tokenizer.chat_template)"
             )
         yield before[len(done) :], False

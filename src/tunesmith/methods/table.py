@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError, nearest
 from tunesmith.methods import additive, full, reparam, selective
-from tunesmith.models.load import Network
+from tunesmith.models.load import Network, quietly
 from tunesmith.models.wrap import read
 
 Family = Literal["full", "selective", "additive", "reparameterised"]
@@ -30,7 +30,8 @@ class Saving:
 
 def _save_pretrained(network: Network, folder: Path) -> None:
     wrapper: Any = network.wrapper
-    wrapper.save_pretrained(folder)
+    with quietly():
+        wrapper.save_pretrained(folder)
 
 
 def _restore_lora(network: Network, folder: Path) -> None:

@@ -150,7 +150,7 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     auto: Any = AutoModelForCausalLM
     if task != "generation":
         auto, kwargs = AutoModelForSequenceClassification, kwargs | _head_config(task, class_names)
-    with _quiet():
+    with quietly():
         model, info = auto.from_pretrained(source, **kwargs)
     network = Network(
         model=model,
@@ -169,8 +169,8 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers reports a new head as if it were a fault; what is missing is checked here instead."""
+def quietly() -> Iterator[None]:
+    """No bars and remarks of transformers, which reports a new head as if it were a fault; we check ourselves."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

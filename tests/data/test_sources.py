@@ -1,0 +1,141 @@
+"""Files to rows: nothing changed, every problem named by its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data import sources
+from tunesmith.errors import InputError
+
+# Everything a text may hold; half characters cannot be written as UTF-8.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+TRICKY = ["NA", "null", "None", "007", " leading", "trailing ", "a,b", 'say "x"', "two\nlines", "two\r\nlines", "é🙂"]
+ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def written_csv(path: Path, rows: list[tuple[str, str]], delimiter: str = ",") -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([("text", "label"), *rows])
+    return path
+
+
+def fields(path: Path) -> list[tuple[Any, ...]]:
+    return [tuple(row.fields.values()) for row in sources.read_rows(path)]
+
+
+@ONE_FOLDER
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
+def test_csv_keeps_every_character(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    assert fields(written_csv(tmp_path / "d.csv", rows)) == rows
+
+
+@ONE_FOLDER
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
+def test_jsonl_and_json_keep_every_character(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    objects = [{"text": text, "label": label} for text, label in rows]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in objects)
+    (tmp_path / "d.jsonl").write_text(lines, encoding="utf-8", newline="")
+    (tmp_path / "d.json").write_text(json.dumps(objects, indent=1), encoding="utf-8", newline="")
+    assert fields(tmp_path / "d.jsonl") == fields(tmp_path / "d.json") == rows
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_delimiter_is_found(tmp_path: Path, delimiter: str) -> None:
+    rows = [(text, "x") for text in TRICKY]
+    assert fields(written_csv(tmp_path / "d.csv", rows, delimiter)) == rows
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbftext,label\r\na,b\r\n")
+    assert sources.read_rows(tmp_path / "d.csv")[0].fields == {"text": "a", "label": "b"}
+
+
+def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text('text,label\n"two\nlines",a\n\nlast,b\n')
+    assert [row.origin.line for row in sources.read_rows(tmp_path / "d.csv")] == [2, 5]
+    (tmp_path / "d.jsonl").write_text('\n{"text": "a"}\n\n{"text": "b"}\n')
+    assert [row.origin.line for row in sources.read_rows(tmp_path / "d.jsonl")] == [2, 4]
+    (tmp_path / "d.json").write_text('[\n {"text": "a"},\n {"text":\n  "b"}\n]')
+    assert [row.origin.line for row in sources.read_rows(tmp_path / "d.json")] == [2, 3]
+
+
+def test_a_field_may_be_a_book(tmp_path: Path) -> None:
+    long = "word " * 100_000
+    assert fields(written_csv(tmp_path / "d.csv", [(long, "x")])) == [(long, "x")]
+
+
+BAD: list[tuple[str, bytes, str]] = [
+    ("d.csv", b"", "d.csv: the file is empty (0 bytes)"),
+    ("d.csv", b" \n\n", "d.csv: only blank lines"),
+    ("d.csv", b"text,label\n", "d.csv: no rows, only a header"),
+    ("d.csv", b"text,text\na,b\n", "d.csv:1: the column 'text' stands twice in the header. Rename one"),
+    ("d.csv", b"text,label\na,b,c\n", "d.csv:2: 3 fields, the header has 2"),
+    ("d.csv", b"text,label\na,b\nc\n", "d.csv:3: 1 fields, the header has 2"),
+    ("d.csv", b'text,label\na,b\n"c,d\ne,f\n', "d.csv:3: a quote is opened here and never closed"),
+    ("d.csv", b"text,label\nca\xe9,b\n", "d.csv:2: not UTF-8: byte 0xe9 at offset 13. It may be cp1252"),
+    ("d.csv", b"\xff\xfet\x00e\x00", "d.csv:1: not UTF-8: byte 0xff at offset 0. It may be utf-16"),
+    ("d.jsonl", b'{"text": "a"}\n{"text": }\n', "d.jsonl:2: not valid JSON: Expecting value at column 10"),
+    ("d.jsonl", b'["a", "b"]\n', "d.jsonl:1: a list, expected an object"),
+    ("d.jsonl", b'"a"\n', "d.jsonl:1: a string, expected an object"),
+    ("d.jsonl", b'{"a": 1, "a": 2}\n', "d.jsonl:1: the key 'a' stands twice"),
+    ("d.jsonl", b'{"a": NaN}\n', "d.jsonl:1: NaN is not a JSON number"),
+    ("d.jsonl", b'{"a": "x\\ud83d"}\n', "d.jsonl:1: half of a surrogate pair at character 2 of a text"),
+    ("d.json", b'{"a": 1}', "d.json: expected a list of objects"),
+    ("d.json", b'[{"a": 1},\n{"a" 2}]', "d.json:2: not valid JSON: Expecting ':' delimiter"),
+    ("d.parquet", b"x", "d.parquet: unknown kind of file '.parquet'. Readable: .csv"),
+]
+
+
+@pytest.mark.parametrize(("name", "raw", "message"), BAD, ids=[f"{n}-{m[:40]}" for n, _, m in BAD])
+def test_bad_files(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(InputError) as caught:
+        sources.read_rows(tmp_path / name)
+    assert str(caught.value).replace(f"{tmp_path}/", "").startswith(message)
+
+
+def test_all_problems_of_a_file_come_at_once(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text("\n".join(["{}", "[]"] * 30))
+    with pytest.raises(InputError) as caught:
+        sources.read_rows(tmp_path / "d.jsonl")
+    assert "30 problems" in str(caught.value)
+    assert str(caught.value).count("expected an object") == 20
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("text,label\na,b\n")
+    with pytest.raises(InputError, match=r"review\.csv: no such file: did you mean 'reviews\.csv'"):
+        sources.load(tmp_path / "review.csv")
+    with pytest.raises(InputError, match="is a folder; give a file"):
+        sources.load(tmp_path)
+
+
+def test_unknown_names_list_the_catalogue() -> None:
+    with pytest.raises(InputError, match=r"unknown data 'vader-movie'.*did you mean 'vader-movies'"):
+        sources.load("vader-movie")
+    with pytest.raises(InputError, match="cannot load 'nobody/nothing' from the hub"):
+        sources.load("nobody/nothing")
+    with pytest.raises(InputError, match="row 2 is str, expected a mapping"):
+        sources.load([{"text": "a", "label": "b"}, "text"])
+    with pytest.raises(InputError, match="data is int; give a name"):
+        sources.load(7)
+
+
+def test_the_callers_own_objects_give_the_rows_a_file_gives(tmp_path: Path) -> None:
+    import datasets
+    import pandas as pd
+
+    rows = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(TRICKY)]
+    path = written_csv(tmp_path / "d.csv", [(row["text"], row["label"]) for row in rows])
+    expected = sources.load(path)
+    for data in (rows, pd.DataFrame(rows), datasets.Dataset.from_list(rows), str(path)):
+        found = sources.load(data)
+        assert found.fingerprint == expected.fingerprint
+        assert found.class_names == ("a", "b")

@@ -1,0 +1,59 @@
+"""The examples, executed as a reader would: every cell, every line, and what they claim."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SOURCE = EXAMPLES.parent / "src"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook asks for its folder
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return tmp_path
+
+
+@pytest.mark.fetch
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # jupyter's own
+def test_the_notebook_runs_from_top_to_bottom(place: Path) -> None:
+    notebook = nbformat.read(EXAMPLES / "fine_tuning.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "committed without outputs"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(place)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error"]
+    text = "\n".join(
+        str(output.get("text", "")) + str(output.get("data", {}).get("text/html", "")) for output in outputs
+    )
+    assert "[Yes][,][ up][ to][ ][1][5]" in text, "trained tokens are shown in brackets"
+    assert "[<|im_end|>]" in text
+    found = re.search(r"held-out loss ([\d.]+) before, ([\d.]+) after 10 steps", text)
+    assert found is not None
+    assert float(found[2]) < 0.95 * float(found[1])
+    for system in ("majority", "tf-idf", "linear-probe", "full", "lora", "head-only"):
+        assert f"<td>{system}</td>" in text
+    assert re.search(r"base:\s+\S", text)
+    assert re.search(r"tuned:\s+\S", text)
+
+
+@pytest.mark.fetch
+@pytest.mark.slow
+def test_the_script_runs(place: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "python_api.py"), str(place / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(r"^positive 0\.\d\d\nnegative 0\.\d\d$", done.stdout, re.MULTILINE)
+    assert re.search(r"majority +0\.\d", done.stdout)
+    assert (place / "results" / "comparison" / "report.html").is_file()
+    assert done.stdout.splitlines()[-1].strip()
