@@ -30,6 +30,7 @@ from tunesmith.errors import InputError, nearest
 from tunesmith.models.attention import PACKED
 from tunesmith.models.dropout import use_cheap_dropout
 from tunesmith.models.heads import find_head
+from tunesmith.models.lean import use_lean_layers
 from tunesmith.records import Task
 
 # Used, and saved with the run, when a base model brings no chat template: plain text that any
@@ -165,6 +166,7 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     _agree_on_pad(network)
     model.set_attn_implementation(PACKED)
     use_cheap_dropout(model)
+    use_lean_layers(model)
     return network
 
 
