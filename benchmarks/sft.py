@@ -39,23 +39,25 @@ TOLERANCE = 2e-4
 class Contestant:
     name: str
     tool: str
+    dtype: str
     settings: dict[str, Any]
     note: str
 
 
+NO_CKPT = {"gradient_checkpointing": False}
+BF16_WEIGHTS = NO_CKPT | {"dtype": "bfloat16"}
+PACKED = {"padding_free": True}
+FP32 = {"bf16": False}
 CONTESTANTS = (
-    Contestant("tunesmith", "tunesmith", {"dtype": "bfloat16"}, "its defaults here"),
-    Contestant("trl", "trl", {}, "its defaults: bf16 autocast, checkpointing"),
-    Contestant("trl-no-ckpt", "trl", {"gradient_checkpointing": False}, "without checkpointing"),
-    Contestant("trl-bf16", "trl", {"gradient_checkpointing": False, "dtype": "bfloat16"}, "+ weights in bf16"),
-    Contestant(
-        "trl-packed",
-        "trl",
-        {"gradient_checkpointing": False, "dtype": "bfloat16", "padding_free": True},
-        "+ padding-free",
-    ),
-    Contestant("tunesmith-fp32", "tunesmith", {"dtype": "float32"}, "float32"),
-    Contestant("trl-fp32", "trl", {"gradient_checkpointing": False, "bf16": False}, "float32, no checkpointing"),
+    Contestant("tunesmith", "tunesmith", "bfloat16", {}, "its defaults where the chip has bfloat16"),
+    Contestant("trl", "trl", "bfloat16", {}, "its defaults: bf16 autocast, checkpointing"),
+    Contestant("trl-no-ckpt", "trl", "bfloat16", NO_CKPT, "without checkpointing"),
+    Contestant("trl-bf16", "trl", "bfloat16", BF16_WEIGHTS, "+ weights in bf16"),
+    Contestant("trl-packed", "trl", "bfloat16", BF16_WEIGHTS | PACKED, "+ padding-free"),
+    Contestant("tunesmith-fp32", "tunesmith", "float32", {}, "its defaults elsewhere: float32"),
+    Contestant("trl-fp32", "trl", "float32", FP32, "float32, otherwise its defaults: checkpointing"),
+    Contestant("trl-fp32-no-ckpt", "trl", "float32", FP32 | NO_CKPT, "without checkpointing"),
+    Contestant("trl-fp32-packed", "trl", "float32", FP32 | NO_CKPT | PACKED, "+ padding-free"),
 )
 
 
@@ -73,18 +75,31 @@ def main() -> int:
     options = parse()
     if options.child:
         contestant = next(one for one in CONTESTANTS if one.name == options.child)
-        run = run_tunesmith if contestant.tool == "tunesmith" else run_trl
-        print(json.dumps(asdict(run(contestant.settings, Path(options.work)))))
+        work = Path(options.work)
+        run = run_tunesmith(contestant.dtype, work) if contestant.tool == "tunesmith" else run_trl(contestant, work)
+        print(json.dumps(asdict(run)))
         return 0
     with tempfile.TemporaryDirectory() as work:
         prepare(options.model, options.steps, Path(work))
-        chosen = [one for one in CONTESTANTS if not options.only or one.name in options.only.split(",")]
+        chosen = choose(options.only)
         results: dict[str, list[Result]] = {one.name: [] for one in chosen}
         for number in range(options.repeats):
             for one in chosen:
                 print(f"round {number + 1}/{options.repeats}: {one.name} ...", file=sys.stderr, flush=True)
                 results[one.name].append(run_child(one.name, work))
     return report(results, options)
+
+
+def choose(only: str) -> list[Contestant]:
+    """Those asked for; else all that make sense here: a chip that emulates bfloat16 would take hours for it."""
+    from tunesmith.runtime import choose_precision
+
+    if only:
+        return [one for one in CONTESTANTS if one.name in only.split(",")]
+    if choose_precision("auto", torch.device("cpu")) == torch.bfloat16:
+        return list(CONTESTANTS)
+    print("this chip has no fast bfloat16: contestants that compute in it are left out", file=sys.stderr)
+    return [one for one in CONTESTANTS if one.dtype == "float32"]
 
 
 def parse() -> argparse.Namespace:
@@ -153,7 +168,7 @@ def run_child(name: str, work: str) -> Result:
     return Result(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def run_tunesmith(settings: dict[str, Any], work: Path) -> Result:
+def run_tunesmith(dtype_name: str, work: Path) -> Result:
     from peft import PeftModel
 
     from tunesmith.data.pack import pack
@@ -164,7 +179,7 @@ def run_tunesmith(settings: dict[str, Any], work: Path) -> Result:
     from tunesmith.train.loop import Plan, take_step, trainable
     from tunesmith.train.optim import make_adamw
 
-    dtype = getattr(torch, settings["dtype"])
+    dtype = getattr(torch, dtype_name)
     raw = json.loads((work / "rows.json").read_text())
     rows = [TokenizedExample(tuple(row["ids"]), tuple(row["trained"]), None, 0, i) for i, row in enumerate(raw)]
     network = load_network(json.loads((work / "model.json").read_text())["given"], "generation")
@@ -185,7 +200,7 @@ def run_tunesmith(settings: dict[str, Any], work: Path) -> Result:
     return Result(losses, pace(raw, ends), peak_memory(torch.device("cpu")), seen.hexdigest())
 
 
-def run_trl(settings: dict[str, Any], work: Path) -> Result:
+def run_trl(contestant: Contestant, work: Path) -> Result:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
     from peft import PeftModel
@@ -195,7 +210,7 @@ def run_trl(settings: dict[str, Any], work: Path) -> Result:
     from tunesmith.runtime import peak_memory
 
     disable_progress_bars()
-    settings = dict(settings)
+    settings = dict(contestant.settings)
     dtype = getattr(torch, settings.pop("dtype", "float32"))
     folder = json.loads((work / "model.json").read_text())["folder"]
     raw = json.loads((work / "rows.json").read_text())
@@ -269,16 +284,17 @@ def pace(raw: list[dict[str, Any]], ends: list[float]) -> float:
 def report(results: dict[str, list[Result]], options: argparse.Namespace) -> int:
     speeds = {name: statistics.median(one.tokens_per_second for one in runs) for name, runs in results.items()}
     peaks = {name: max(one.peak_bytes for one in runs) for name, runs in results.items()}
+    ours = next((one.name for one in CONTESTANTS if one.tool == "tunesmith" and one.name in results), "")
     rivals = [one.name for one in CONTESTANTS if one.tool == "trl" and one.name in results]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("contestant", "settings", "tokens/s", "peak RSS", "tunesmith: speed", "memory"):
+    for title in ("contestant", "settings", "tokens/s", "peak RSS", f"{ours}: speed", "memory"):
         table.add_column(title, justify="left" if title in ("contestant", "settings") else "right")
     for one in (one for one in CONTESTANTS if one.name in results):
         ratios = ("", "")
-        if "tunesmith" in results and one.name in rivals:
-            paired = zip(results["tunesmith"], results[one.name], strict=True)
+        if ours and one.name in rivals:
+            paired = zip(results[ours], results[one.name], strict=True)
             speed = statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in paired)
-            ratios = (f"{speed:.2f}x", f"{peaks['tunesmith'] / peaks[one.name]:.2f}x")
+            ratios = (f"{speed:.2f}x", f"{peaks[ours] / peaks[one.name]:.2f}x")
         table.add_row(one.name, one.note, f"{speeds[one.name]:,.0f}", f"{peaks[one.name] / 1e6:,.0f} MB", *ratios)
     console = Console(width=110)
     console.print(table)
@@ -295,8 +311,8 @@ def judge(results: dict[str, list[Result]], console: Console) -> int:
         console.print("FAILED: the contestants did not see the same ids and trained positions")
         return 1
     console.print("all contestants saw the same ids and trained positions")
-    if {"tunesmith-fp32", "trl-fp32"} <= results.keys():
-        ours, theirs = results["tunesmith-fp32"][0].losses, results["trl-fp32"][0].losses
+    if {"tunesmith-fp32", "trl-fp32-no-ckpt"} <= results.keys():
+        ours, theirs = results["tunesmith-fp32"][0].losses, results["trl-fp32-no-ckpt"][0].losses
         for name, losses in (("tunesmith", ours), ("trl", theirs)):
             console.print(f"float32 losses, {name:<9} " + " ".join(f"{loss:.5f}" for loss in losses))
         apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
