@@ -115,9 +115,10 @@ def demo(*, output: Path = Path("runs/demo"), as_json: AsJson = False) -> None:
         "data": "vader-movies",
         "output": output,
         "per_device_train_batch_size": 32,
+        "num_train_epochs": 2,
         "max_train_samples": 1500,
-        "max_validation_samples": 300,
-        "max_test_samples": 1000,
+        "max_validation_samples": 150,
+        "max_test_samples": 600,
     }
     _compare(CompareConfig.read(given=settings), as_json)
 

@@ -33,6 +33,7 @@ from tunesmith.models.load import (
     resolve_model,
     settle_precision,
 )
+from tunesmith.models.prefix import cached_prefix
 from tunesmith.records import Examples, Split, TokenizedExample
 from tunesmith.runtime import (
     MetricsLog,
@@ -152,7 +153,9 @@ def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, br
     log = MetricsLog(folder / METRICS)
     try:
         watch = Watch(_validator(prepared), log, folder / "checkpoints", method.name, quiet)
-        outcome = fit(prepared.network, prepared.train, prepared.plan, watch)
+        rows = [*prepared.train, *prepared.validation]
+        with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet):
+            outcome = fit(prepared.network, prepared.train, prepared.plan, watch)
     finally:
         log.close()
     manifest = _save(folder, prepared, config, outcome)

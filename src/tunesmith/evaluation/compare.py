@@ -95,6 +95,7 @@ def compare(config: CompareConfig, parts: Split | None = None) -> Comparison:
         InputError: before any compute is spent, for a wrong model, data, method or baseline.
     """
     started = time.monotonic()
+    _start_server()
     folder = config.output or Path("runs") / f"compare-{Path(config.model).name}-{Path(config.data).stem}"
     for name in config.methods:
         find_method(name)
@@ -171,11 +172,18 @@ def _describe(label: str, system: System, task: str) -> None:
     say(f"{label}: {', '.join(shown)} in {system.total_seconds:.0f} s")
 
 
+def _start_server() -> None:
+    """The small server that systems are forked from begins its imports, which take seconds, while we read data."""
+    if sys.platform != "win32":
+        from multiprocessing import forkserver  # does not exist on Windows
+
+        multiprocessing.set_forkserver_preload(["tunesmith.evaluation.systems"])
+        forkserver.ensure_running()
+
+
 def _run_apart(job: Job) -> System:
     """In a process of its own. Where forking from a small server is possible the imports are shared."""
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    if sys.platform != "win32":
-        context.set_forkserver_preload(["tunesmith.evaluation.systems"])
     process = context.Process(target=_work, args=(job,), name=job.name)
     process.start()
     try:

@@ -6,6 +6,7 @@ C classes.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from tunesmith.records import PackedBatch
 def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(N, V) next-token logits at `batch.predict_from` for generation, else (S, C) for the rows."""
     if network.task == "generation":
-        inputs = _inputs(network, batch)
-        logits: torch.Tensor = network.model(**inputs, logits_to_keep=batch.predict_from).logits
+        with _above_prefix(network, batch):
+            logits: torch.Tensor = network.model(**_inputs(network, batch), logits_to_keep=batch.predict_from).logits
         return logits[0]
     head = find_head(network.model)
     hidden_TD = packed_hidden(network, batch)
@@ -29,13 +30,18 @@ def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
 
 def packed_hidden(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(T, D): the last hidden states, after the final norm."""
-    hidden_1TD: torch.Tensor = network.body(**_inputs(network, batch)).last_hidden_state
+    with _above_prefix(network, batch):
+        hidden_1TD: torch.Tensor = network.body(**_inputs(network, batch)).last_hidden_state
     return hidden_1TD[0]
 
 
 def packed_embeddings(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(S, D): the mean of each row's last hidden states, the usual sentence embedding."""
     return pool(packed_hidden(network, batch), batch.lengths, "mean")
+
+
+def _above_prefix(network: Network, batch: PackedBatch) -> AbstractContextManager[None]:
+    return nullcontext() if network.prefix is None else network.prefix.serving(batch)
 
 
 def _inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:

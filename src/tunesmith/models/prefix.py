@@ -1,0 +1,139 @@
+"""The frozen prefix of a network: blocks below everything that is trained, computed once for each row.
+
+Nothing in these blocks changes, so neither does what they say of a row. `cached_prefix` runs them over all
+rows beforehand, without dropout, and keeps the states that leave the last of them; inside it a packed pass
+over known rows begins above the prefix. Training a head alone, or the last blocks, then costs what these cost.
+
+Rows are known by their ids, so train and validation rows share one store, and equal rows share one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith.data.pack import pack, token_batches
+from tunesmith.models.layers import find_layers, is_norm
+from tunesmith.models.load import Network
+from tunesmith.models.packed import packed_hidden
+from tunesmith.records import PackedBatch, TokenizedExample
+from tunesmith.runtime import autocast
+from tunesmith.terminal import Bar, describe_bytes
+
+TOKENS_PER_PASS = 2048
+# Beyond this the store would cost more memory than it is worth time.
+LARGEST_STORE = 2**30
+
+
+def count_frozen(network: Network) -> int:
+    """How many blocks lie below all that is trained; 0 when something below the blocks is trained."""
+    layers = list(find_layers(network.model))
+    if network.prompt is not None:
+        return 0
+    inside = {parameter: index for index, layer in enumerate(layers) for parameter in layer.parameters()}
+    above = [child for name, child in network.body.named_children() if name in network.head_modules or is_norm(child)]
+    ignored = {parameter for module in above for parameter in module.parameters()}
+    trained = [p for p in network.body.parameters() if p.requires_grad and p not in ignored]
+    return min([inside.get(parameter, 0) for parameter in trained], default=len(layers))
+
+
+def count_bytes(network: Network, rows: Sequence[TokenizedExample]) -> int:
+    """Size of the store in bytes, at the width and type in which the states leave a frozen block."""
+    layer = next(find_layers(network.model)[0].parameters())
+    return sum(len(row.input_ids) for row in rows) * network.model.config.hidden_size * layer.element_size()
+
+
+@contextmanager
+def cached_prefix(
+    network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype, quiet: bool = False
+) -> Iterator[None]:
+    """Inside it, passes over these rows begin above the frozen blocks; without any, nothing happens.
+
+    Worth it for rows that are seen more than once. The store is in memory, at most LARGEST_STORE bytes.
+    """
+    num_frozen = count_frozen(network)
+    if not num_frozen or count_bytes(network, rows) > LARGEST_STORE:
+        yield
+        return
+    prefix = Prefix(network, num_frozen)
+    try:
+        prefix.fill(rows, dtype, quiet)
+        network.prefix = prefix
+        yield
+    finally:
+        network.prefix = None
+        prefix.detach()
+
+
+class Prefix:
+    """The store, and the frozen blocks that answer from it.
+
+    `states` (T, D) is set while a pass over known rows runs: the last frozen block answers with it, the
+    others hand on what they get.
+    """
+
+    def __init__(self, network: Network, num_frozen: int) -> None:
+        self._network = network
+        self._layers = list(find_layers(network.model))[:num_frozen]
+        self._store: dict[bytes, torch.Tensor] = {}
+        self._states: torch.Tensor | None = None
+        self._left: torch.Tensor | None = None
+        self._rest: tuple[object, ...] | None = None
+        for layer in self._layers:
+            vars(layer)["forward"] = MethodType(self._forward, layer)
+
+    def detach(self) -> None:
+        """Gives the blocks their own forward back."""
+        for layer in self._layers:
+            del vars(layer)["forward"]
+        self._store.clear()
+
+    @torch.inference_mode()
+    def fill(self, rows: Sequence[TokenizedExample], dtype: torch.dtype, quiet: bool) -> None:
+        """Runs the blocks over all rows, in batches that depend on nothing but the rows."""
+        network = self._network
+        network.model.eval()
+        distinct = list({row.input_ids: row for row in rows}.values())
+        batches = token_batches(distinct, TOKENS_PER_PASS)
+        size = describe_bytes(count_bytes(network, distinct))
+        with Bar(f"{len(self._layers)} frozen blocks, once", len(batches), quiet) as bar:
+            for chosen in batches:
+                batch = pack([distinct[index] for index in chosen]).to(network.model.device)
+                with autocast(network.model.device, dtype):
+                    packed_hidden(network, batch)
+                assert self._left is not None
+                for key, states in zip(_keys(batch), self._left.split(batch.lengths), strict=True):
+                    self._store[key] = states.clone()
+                bar.advance(size)
+
+    @contextmanager
+    def serving(self, batch: PackedBatch) -> Iterator[None]:
+        """A pass over `batch`: from the store when it holds all of its rows."""
+        found = [self._store.get(key) for key in _keys(batch)]
+        known = [states for states in found if states is not None]
+        self._states = torch.cat(known) if len(known) == len(found) else None
+        try:
+            yield
+        finally:
+            self._states = None
+
+    def _forward(self, layer: nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> object:
+        is_last = layer is self._layers[-1]
+        if self._states is not None:
+            out = self._states[None].to(hidden.device) if is_last else hidden
+            return out if self._rest is None else (out, *self._rest)
+        output: Any = type(layer).forward(layer, hidden, *args, **kwargs)
+        # Blocks return the hidden states, alone or first in a tuple.
+        self._rest = output[1:] if isinstance(output, tuple) else None
+        if is_last:
+            self._left = (output[0] if isinstance(output, tuple) else output)[0]
+        return output
+
+
+def _keys(batch: PackedBatch) -> list[bytes]:
+    return [ids.numpy().tobytes() for ids in batch.input_ids.cpu().split(batch.lengths)]
