@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
+from tests.parity.test_packed import make_rows, padded_loss
 from tests.parity.tiny import make_model, make_network, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -23,6 +24,7 @@ from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
 from tunesmith.methods import full
 from tunesmith.methods.table import METHODS, Method, default_learning_rate
+from tunesmith.models import lean
 from tunesmith.models.load import Network
 from tunesmith.models.packed import packed_logits
 from tunesmith.records import Split, TokenizedExample
@@ -149,6 +151,52 @@ def test_fused_lora_equals_peft(kind: str, tmp_path: Path) -> None:
         assert "forward" in vars(layer), "the layer computes by PEFT's own function, so nothing is compared"
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def lora_gradients(kind: str, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Of every adapter weight: by our packed pass, and by plain PEFT on plain transformers with padded rows."""
+    network, rows = applied(kind, "generation", "lora", folder), make_rows("generation")
+    for name, parameter in trainable(network):
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    network.wrapper.save_pretrained(folder / "adapter")  # type: ignore[union-attr, operator]
+    judged_losses(network, pack(rows))[0].mean().backward()
+    plain = PeftModel.from_pretrained(make_model(kind, "generation"), folder / "adapter", is_trainable=True)
+    padded_loss(plain, rows, "generation").backward()
+    theirs = {name: p.grad for name, p in plain.named_parameters() if p.requires_grad}
+    return {name: p.grad for name, p in trainable(network)}, theirs  # type: ignore[misc]
+
+
+def largest_gap(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Relative to the largest gradient: with B so far from zero they go up to 3."""
+    assert ours.keys() == theirs.keys()
+    gap = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    return gap / max(float(grad.abs().max()) for grad in theirs.values())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # plain peft
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_lora_gradients_are_those_of_plain_peft(kind: str, tmp_path: Path) -> None:
+    """Llama and Qwen make the inputs of their layers again on the way back; Gemma 2 and GPT-2 keep them."""
+    assert largest_gap(*lora_gradients(kind, tmp_path)) <= 3e-5
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("maker", "forward"), [("_normalise", 7), ("_silu_product", 3)])
+def test_an_input_made_again_wrongly_is_caught(
+    maker: str, forward: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, used = getattr(lean, maker), []
+
+    def wrong(*args: Any) -> Any:
+        used.append(args)
+        made = right(*args)
+        if len(used) <= forward + 1:  # a probe, and the forward pass
+            return made
+        return (made[0] * 1.1, made[1]) if isinstance(made, tuple) else made * 1.1
+
+    monkeypatch.setattr(lean, maker, wrong)
+    assert largest_gap(*lora_gradients("llama", tmp_path)) > 1e-3
 
 
 def test_switched_off_the_adapter_is_not_there(tmp_path: Path) -> None:

@@ -171,6 +171,35 @@ def test_gradients_by_row_change_nothing(network: Network, monkeypatch: pytest.M
     assert gap(network, plain, pack(rows[:2]), rows[:2]) <= LARGEST_GRADIENT_GAP
 
 
+def kept_bytes(network: Network, batch: PackedBatch) -> int:
+    """Bytes that the forward pass keeps for the backward pass, each storage counted once."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        packed_loss(network, batch)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("network", [("llama", "generation"), ("bert", "classification")], indirect=True)
+def test_attention_weights_are_not_kept(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads x places x places, the largest tensor of long rows, is made again on the way back."""
+    batch = pack(make_rows(network.task))
+    ours = kept_bytes(network, batch)
+
+    class Plain:
+        @staticmethod
+        def apply(q, k, v, mask, rule):  # type: ignore[no-untyped-def]
+            return torch.bmm(attention._weights(q, k, mask, rule), v)
+
+    monkeypatch.setattr(attention, "_Attend", Plain)
+    layers, heads, number = 3, 4, 4  # bytes of a float
+    assert kept_bytes(network, batch) - ours >= layers * heads * number * sum(n * n for n in LENGTHS)
+
+
 def merge_rows(batch: PackedBatch) -> PackedBatch:
     """Fault: all rows as one segment, so each sees the ones before it."""
     return replace(batch, lengths=(sum(batch.lengths),))

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.models.layers import linear_names
+from tunesmith.models.lean import find_recipe
 from tunesmith.models.load import Network
 from tunesmith.models.wrap import wrap
 from tunesmith.runtime import working_dtype
@@ -91,6 +92,7 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
         layer.lora_A[name].weight.to(dtype),
         layer.lora_B[name].weight.to(dtype),
         layer.scaling[name],
+        find_recipe(x),
     )
     return out
 
@@ -99,24 +101,29 @@ class _LowRank(torch.autograd.Function):
     """y = x W^T + b + s (x A^T) B^T for a frozen W. Gradients for x, A and B only:
 
     dx = g W + s (g B) A,  dA = s (g B)^T x,  dB = s g^T (x A^T).
+
+    x is kept for dA, or made again where it came with a recipe.
     """
 
     @staticmethod
-    def forward(ctx, x, w_OI, bias_O, a_RI, b_OR, scaling):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def forward(ctx, x, w_OI, bias_O, a_RI, b_OR, scaling, recipe):  # type: ignore[no-untyped-def]  # noqa: PLR0913
         x_TI = x.reshape(-1, x.shape[-1])
         low_TR = F.linear(x_TI, a_RI)
         y_TO = F.linear(x_TI, w_OI, bias_O)
         y_TO.addmm_(low_TR, b_OR.T, alpha=scaling)
-        ctx.save_for_backward(x_TI, w_OI, a_RI, b_OR, low_TR)
+        ctx.save_for_backward(w_OI, a_RI, b_OR, low_TR, *([x] if recipe is None else recipe.parts))
+        ctx.make = None if recipe is None else recipe.make
         ctx.scaling, ctx.shape = scaling, x.shape
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x_TI, w_OI, a_RI, b_OR, low_TR = ctx.saved_tensors
+        w_OI, a_RI, b_OR, low_TR, *parts = ctx.saved_tensors
+        x = parts[0] if ctx.make is None else ctx.make(*parts).to(w_OI.dtype)
+        x_TI = x.reshape(-1, ctx.shape[-1])
         g_TO = grad.reshape(-1, grad.shape[-1])
         back_TR = (g_TO @ b_OR) * ctx.scaling
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (g_TO @ w_OI).addmm_(back_TR, a_RI).view(ctx.shape)
-        return grad_x, None, None, back_TR.T @ x_TI, (g_TO.T @ low_TR) * ctx.scaling, None
+        return grad_x, None, None, back_TR.T @ x_TI, (g_TO.T @ low_TR) * ctx.scaling, None, None

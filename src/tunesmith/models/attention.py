@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.models.dropout import dropout
+from tunesmith.runtime import working_dtype
 
 PACKED = "tunesmith_packed"
 LONGEST_FOR_MATMUL = 700
@@ -210,7 +211,20 @@ def _attend_matmul(
     q = q.reshape(rows * num_key_heads, shared * longest, width)
     k = k_RLKD.permute(0, 2, 3, 1).reshape(rows * num_key_heads, width, longest)
     v = v_RLKD.permute(0, 2, 1, 3).reshape(rows * num_key_heads, longest, width)
+    dtype = working_dtype(q)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     mask = _mask(group, rule, q, num_key_heads, shared)
+    if rule.dropout:
+        out = torch.bmm(dropout(_weights(q, k, mask, rule), rule.dropout), v)
+    elif rule.softcap:
+        out = torch.bmm(_weights(q, k, mask, rule), v)
+    else:
+        out = _Attend.apply(q, k, v, mask, rule)  # type: ignore[no-untyped-call]
+    out = out.reshape(rows, num_key_heads, shared, longest, width)
+    return out.permute(0, 3, 1, 2, 4).reshape(rows, longest, num_heads, width)
+
+
+def _weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, rule: _Rule) -> torch.Tensor:
     if rule.softcap:
         scores = rule.softcap * torch.tanh(torch.bmm(q * rule.scaling, k) / rule.softcap)
         scores = scores if mask is None else scores + mask
@@ -219,11 +233,30 @@ def _attend_matmul(
     else:
         scores = torch.baddbmm(mask, q, k, alpha=rule.scaling)
     # Autocast would make this softmax, and all that follows, float32; computed inside in float32 anyway.
-    weights = torch.softmax(scores, -1, dtype=scores.dtype)
-    if rule.dropout:
-        weights = dropout(weights, rule.dropout)
-    out = torch.bmm(weights, v).reshape(rows, num_key_heads, shared, longest, width)
-    return out.permute(0, 3, 1, 2, 4).reshape(rows, longest, num_heads, width)
+    return torch.softmax(scores, -1, dtype=scores.dtype)
+
+
+class _Attend(torch.autograd.Function):
+    """softmax(s q k + mask) v that keeps q, k and v, and computes the weights, the largest tensor here, again.
+
+    With P the weights and g the gradient of the output: dv = P^T g, dP = g v^T, dS = P (dP - sum(dP P)),
+    dq = s dS k^T, dk = s q^T dS.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, rule):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.rule = rule
+        return torch.bmm(_weights(q, k, mask, rule), v)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q, k, v, mask = ctx.saved_tensors
+        weights = _weights(q, k, mask, ctx.rule)
+        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        slope = torch.bmm(grad, v.transpose(1, 2))
+        slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype).mul_(ctx.rule.scaling)
+        return torch.bmm(slope, k.transpose(1, 2)), torch.bmm(q.transpose(1, 2), slope), grad_v, None, None
 
 
 def _mask(group: Group, rule: _Rule, like: torch.Tensor, num_key_heads: int, shared: int) -> torch.Tensor | None:

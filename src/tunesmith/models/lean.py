@@ -1,5 +1,6 @@
 """Layers of decoders that keep less for the backward pass: the norm its input instead of a float32 copy,
-the gated unit its two inputs instead of three tensors. What is missing is computed again.
+the gated unit its two inputs instead of three tensors. What is missing is computed again. Their outputs carry
+a recipe, so that who would keep them (a LoRA layer) can keep nothing and make them again too.
 
 The layers of a class are replaced only after one of them has given the same output as its replacement on a
 random input, so a model family that computes otherwise under the same names keeps its own.
@@ -7,6 +8,8 @@ random input, so a model family that computes otherwise under the same names kee
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -15,6 +18,24 @@ from torch import nn
 from torch.nn import functional as F
 
 PROBE_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`make(*parts)` gives a tensor again from others that are kept for the backward pass anyway."""
+
+    make: Callable[..., torch.Tensor]
+    parts: tuple[torch.Tensor, ...]
+
+
+def find_recipe(x: torch.Tensor) -> Recipe | None:
+    """How this very tensor can be made again, where a lean layer made it."""
+    return getattr(x, "recipe", None)
+
+
+def _with_recipe(x: torch.Tensor, make: Callable[..., torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
+    vars(x)["recipe"] = Recipe(make, tuple(part.detach() for part in parts))
+    return x
 
 
 def use_lean_layers(model: nn.Module) -> None:
@@ -48,16 +69,27 @@ def _gives_the_same(module: Any, forward: Any) -> bool:
 
 
 def _norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = _RMSNorm.apply(  # type: ignore[no-untyped-call]
-        hidden, module.weight, module.variance_epsilon
-    )
-    return out
+    epsilon = module.variance_epsilon
+    out: torch.Tensor = _RMSNorm.apply(hidden, module.weight, epsilon)  # type: ignore[no-untyped-call]
+    return _with_recipe(out, lambda x, weight_D: _normalise(x, weight_D, epsilon)[0], hidden, module.weight)
+
+
+def _normalise(x: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, 1 / rms(x))"""
+    full = x.float()
+    inverse = torch.rsqrt(full.square().mean(-1, keepdim=True) + epsilon)
+    return weight_D * (full * inverse).to(x.dtype), inverse
 
 
 def _gate(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-    gated = _Gated.apply(module.gate_proj(hidden), module.up_proj(hidden))  # type: ignore[no-untyped-call]
-    out: torch.Tensor = module.down_proj(gated)
+    a, b = module.gate_proj(hidden), module.up_proj(hidden)
+    gated: torch.Tensor = _Gated.apply(a, b)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = module.down_proj(_with_recipe(gated, _silu_product, a, b))
     return out
+
+
+def _silu_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.silu(a).mul_(b)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -68,10 +100,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight_D, epsilon):  # type: ignore[no-untyped-def]
-        full = x.float()
-        inverse = torch.rsqrt(full.square().mean(-1, keepdim=True) + epsilon)
+        y, inverse = _normalise(x, weight_D, epsilon)
         ctx.save_for_backward(x, weight_D, inverse)
-        return weight_D * (full * inverse).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -90,7 +121,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(a, b)
-        return F.silu(a).mul_(b)
+        return _silu_product(a, b)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
