@@ -23,7 +23,8 @@ def main(folder: Path) -> None:
         data="vader-movies",
         method="lora",
         output=folder / "sentiment",
-        max_train_samples=600,
+        max_train_samples=400,
+        num_train_epochs=2,
         max_validation_samples=100,
         quiet=True,
     )
@@ -63,7 +64,7 @@ def main(folder: Path) -> None:
         data=questions,
         method="lora",
         output=folder / "answers",
-        max_steps=12,
+        max_steps=8,
         per_device_train_batch_size=8,
         quiet=True,
     )

@@ -159,12 +159,23 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path, capsys: pytest.
 def test_chat_streams_an_answer(
     decoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = iter(["w5 w6", "/new", "w7", "/quit"])
+    said = iter(["w5 w6", "/new", "w7", "w8 </s> w9", "w8 " * 70, "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(said))
     assert cli.run(["chat", str(decoder), "--max-new-tokens", "4"]) == 0
-    answers = capsys.readouterr().out.strip("\n").split("\n")
+    shown = capsys.readouterr()
+    answers = shown.out.strip("\n").split("\n")
     assert len(answers) == 2
     assert all(answer for answer in answers)
+    assert "the user's text holds the control token </s>" in shown.err
+    assert "takes 64 in all" in shown.err
+
+
+def test_a_classifier_cannot_chat(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = reviews(tmp_path / "data.csv"), tmp_path / "run"
+    given = ["--model", str(model), "--data", str(data), "--max-steps", "1", "--output", str(run)]
+    assert cli.run(["tune", *given]) == 0
+    assert cli.run(["chat", str(run)]) == 2
+    assert "does classification, it cannot chat; use `tunesmith predict`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["methods", "models", "datasets"])

@@ -10,7 +10,9 @@ from tunesmith.data.sources import read_rows
 from tunesmith.errors import InputError
 from tunesmith.evaluation.tasks import chat_stream, open_network, predict_texts
 from tunesmith.models.generate import Decoding
-from tunesmith.records import Message, RawRow
+from tunesmith.models.load import Network
+from tunesmith.records import Message, Origin, RawRow
+from tunesmith.terminal import say
 from tunesmith.tuning import Run
 
 TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "sentence", "review", "content", "query")
@@ -30,8 +32,6 @@ def predict_file(run: str, file: Path) -> list[dict[str, Any]]:
 
 
 def _lines(file: Path) -> list[RawRow]:
-    from tunesmith.records import Origin
-
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -52,8 +52,14 @@ def _text_column(rows: list[RawRow], file: Path) -> str:
 
 
 def converse(run: str, system: str | None, temperature: float, max_new_tokens: int) -> None:
-    """Reads questions and streams answers until the input ends. The conversation so far is kept."""
+    """Reads questions and streams answers until the input ends. The conversation so far is kept.
+
+    A question that cannot be put (too long by now, control tokens in it) is said so and forgotten.
+    """
     network = open_network(run)
+    if network.task != "generation":
+        raise InputError(f"'{network.source}' does {network.task}, it cannot chat; use `tunesmith predict`")
+    say(f"{run}: ask away. /new starts anew, /quit ends.")
     decoding = Decoding(max_new_tokens, temperature)
     opening = [Message("system", system)] if system else []
     messages = list(opening)
@@ -67,11 +73,19 @@ def converse(run: str, system: str | None, temperature: float, max_new_tokens: i
         if question == "/new":
             messages = list(opening)
         elif question:
-            messages = [*messages, Message("user", question)]
-            answer = ""
-            for piece in chat_stream(network, messages, decoding):
-                answer += piece
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
-            messages.append(Message("assistant", answer))
+            asked = [*messages, Message("user", question)]
+            try:
+                messages = [*asked, Message("assistant", _say_answer(network, asked, decoding))]
+            except InputError as error:
+                say(f"{error}. Or start anew with /new")
+
+
+def _say_answer(network: Network, asked: list[Message], decoding: Decoding) -> str:
+    """Writes the answer as it comes; returns it whole."""
+    answer = ""
+    for piece in chat_stream(network, asked, decoding):
+        answer += piece
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return answer

@@ -134,8 +134,6 @@ def predict_texts(network: Network, texts: Sequence[str], max_new_tokens: int = 
 
 def chat_stream(network: Network, messages: Sequence[Message], decoding: Decoding) -> Iterator[str]:
     """The next answer of a conversation, piece by piece."""
-    if network.task != "generation":
-        raise InputError(f"'{network.source}' does {network.task}, it cannot chat; use `tunesmith predict`")
     return stream(network, messages, decoding, _dtype(network))
 
 
