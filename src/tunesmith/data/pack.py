@@ -9,6 +9,9 @@ import torch
 
 from tunesmith.records import PackedBatch, TokenizedExample
 
+# Of a pass without gradients: enough to keep the cores busy in matrix products, few enough to stay in little memory.
+TOKENS_PER_PASS = 2048
+
 
 def pack(rows: Sequence[TokenizedExample], num_virtual: int = 0) -> PackedBatch:
     """One packed batch, longest row first (rows of like length then attend together).
@@ -52,7 +55,7 @@ def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> list
     return [order[start : start + batch_size] for start in range(0, num_rows, batch_size)]
 
 
-def token_batches(rows: Sequence[TokenizedExample], max_tokens: int) -> list[list[int]]:
+def token_batches(rows: Sequence[TokenizedExample], max_tokens: int = TOKENS_PER_PASS) -> list[list[int]]:
     """Row indices in batches of at most `max_tokens` tokens (or one longer row), longest first.
 
     For passes without gradients, where the order of rows is free.

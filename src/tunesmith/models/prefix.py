@@ -25,7 +25,6 @@ from tunesmith.records import PackedBatch, TokenizedExample
 from tunesmith.runtime import autocast
 from tunesmith.terminal import Bar, describe_bytes
 
-TOKENS_PER_PASS = 2048
 # Beyond this the store would cost more memory than it is worth time.
 LARGEST_STORE = 2**30
 
@@ -43,9 +42,8 @@ def count_frozen(network: Network) -> int:
 
 
 def count_bytes(network: Network, rows: Sequence[TokenizedExample]) -> int:
-    """Size of the store in bytes, at the width and type in which the states leave a frozen block."""
-    layer = next(find_layers(network.model)[0].parameters())
-    return sum(len(row.input_ids) for row in rows) * network.model.config.hidden_size * layer.element_size()
+    """Size of the store in bytes when states leave the blocks in float32; half of it in bfloat16."""
+    return 4 * network.model.config.hidden_size * sum(len(row.input_ids) for row in rows)
 
 
 @contextmanager
@@ -99,8 +97,8 @@ class Prefix:
         network = self._network
         network.model.eval()
         distinct = list({row.input_ids: row for row in rows}.values())
-        batches = token_batches(distinct, TOKENS_PER_PASS)
-        size = describe_bytes(count_bytes(network, distinct))
+        batches = token_batches(distinct)
+        num_bytes = 0
         with Bar(f"{len(self._layers)} frozen blocks, once", len(batches), quiet) as bar:
             for chosen in batches:
                 batch = pack([distinct[index] for index in chosen]).to(network.model.device)
@@ -109,7 +107,8 @@ class Prefix:
                 assert self._left is not None
                 for key, states in zip(_keys(batch), self._left.split(batch.lengths), strict=True):
                     self._store[key] = states.clone()
-                bar.advance(size)
+                    num_bytes += states.nbytes
+                bar.advance(describe_bytes(num_bytes))
 
     @contextmanager
     def serving(self, batch: PackedBatch) -> Iterator[None]:

@@ -15,9 +15,6 @@ from tunesmith.records import PackedBatch, TokenizedExample
 from tunesmith.runtime import autocast
 from tunesmith.train.objective import judged_losses
 
-# Enough tokens to keep the cores busy in matrix products, few enough to stay in little memory.
-TOKENS_PER_PASS = 2048
-
 
 @dataclass(frozen=True, slots=True)
 class RowOutputs:
@@ -72,7 +69,7 @@ def embed(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype
 def _batches(rows: Sequence[TokenizedExample], num_virtual: int) -> list[tuple[list[int], PackedBatch]]:
     """Row indices in the order in which they stand in the batch, and the batch."""
     batches = []
-    for chosen in token_batches(rows, TOKENS_PER_PASS):
+    for chosen in token_batches(rows):
         # `pack` sorts by length; `token_batches` has done so already, and both sorts are stable.
         batches.append((chosen, pack([rows[index] for index in chosen], num_virtual)))
     return batches
