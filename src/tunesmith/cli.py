@@ -115,7 +115,7 @@ def demo(*, output: Path = Path("runs/demo"), as_json: AsJson = False) -> None:
         "data": "vader-movies",
         "output": output,
         "per_device_train_batch_size": 32,
-        "num_train_epochs": 2,
+        "num_train_epochs": 1.5,
         "max_train_samples": 1500,
         "max_validation_samples": 150,
         "max_test_samples": 600,
