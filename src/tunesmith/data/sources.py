@@ -115,7 +115,8 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} is a folder; give a file ({', '.join(READABLE)})")
     if not path.is_file():
         folder = path.parent
-        names = [entry.name for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
+        entries = folder.iterdir() if folder.is_dir() else []
+        names = [entry.name for entry in entries if entry.suffix.lower() in READABLE]
         beside = f": {nearest(path.name, sorted(names)[:20])}" if names else ""
         raise InputError(f"{path}: no such file{beside}")
     if path.suffix.lower() not in READABLE:
