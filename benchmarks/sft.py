@@ -75,9 +75,8 @@ def main() -> int:
     options = parse()
     if options.child:
         contestant = next(one for one in CONTESTANTS if one.name == options.child)
-        work = Path(options.work)
-        run = run_tunesmith(contestant.dtype, work) if contestant.tool == "tunesmith" else run_trl(contestant, work)
-        print(json.dumps(asdict(run)))
+        run = run_tunesmith if contestant.tool == "tunesmith" else run_trl
+        print(json.dumps(asdict(run(contestant, Path(options.work)))))
         return 0
     with tempfile.TemporaryDirectory() as work:
         prepare(options.model, options.steps, Path(work))
@@ -168,7 +167,7 @@ def run_child(name: str, work: str) -> Result:
     return Result(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def run_tunesmith(dtype_name: str, work: Path) -> Result:
+def run_tunesmith(contestant: Contestant, work: Path) -> Result:
     from peft import PeftModel
 
     from tunesmith.data.pack import pack
@@ -179,7 +178,7 @@ def run_tunesmith(dtype_name: str, work: Path) -> Result:
     from tunesmith.train.loop import Plan, take_step, trainable
     from tunesmith.train.optim import make_adamw
 
-    dtype = getattr(torch, dtype_name)
+    dtype = getattr(torch, contestant.dtype)
     raw = json.loads((work / "rows.json").read_text())
     rows = [TokenizedExample(tuple(row["ids"]), tuple(row["trained"]), None, 0, i) for i, row in enumerate(raw)]
     network = load_network(json.loads((work / "model.json").read_text())["given"], "generation")
@@ -287,7 +286,7 @@ def report(results: dict[str, list[Result]], options: argparse.Namespace) -> int
     ours = next((one.name for one in CONTESTANTS if one.tool == "tunesmith" and one.name in results), "")
     rivals = [one.name for one in CONTESTANTS if one.tool == "trl" and one.name in results]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("contestant", "settings", "tokens/s", "peak RSS", f"{ours}: speed", "memory"):
+    for title in ("contestant", "settings", "tokens/s", "peak RSS", f"{ours or 'tunesmith'}: speed", "memory"):
         table.add_column(title, justify="left" if title in ("contestant", "settings") else "right")
     for one in (one for one in CONTESTANTS if one.name in results):
         ratios = ("", "")

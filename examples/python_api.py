@@ -1,4 +1,4 @@
-"""The Python API, one short example of each path. Takes about a minute on two CPU cores.
+"""The Python API, one short example of each path. Takes a minute or two on two CPU cores.
 
     python examples/python_api.py [folder for the results]
 

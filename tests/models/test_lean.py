@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.parity.tiny import make_network
+from tests.parity.tiny import kept_for_backward, make_network
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
@@ -51,17 +51,9 @@ def test_same_value_and_gradients(kind: str, dtype: torch.dtype) -> None:
 
 def saved_bytes(layer: nn.Module, forward: Any) -> int:
     """Bytes kept for the backward pass, beside the weights and counting each tensor once."""
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
     x = torch.randn(64, 24, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward(x)
     own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
-    return sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+    return sum(size for place, size in kept_for_backward(lambda: forward(x)).items() if place not in own)
 
 
 @pytest.mark.parametrize(("kind", "share"), [("norm", 0.6), ("gate", 0.7)])

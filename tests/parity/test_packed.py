@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tests.parity.tiny import DECODERS, ENCODERS, VOCABULARY, make_model, make_network
+from tests.parity.tiny import DECODERS, ENCODERS, VOCABULARY, kept_for_backward, make_model, make_network
 from tunesmith.data.pack import pack
 from tunesmith.models import attention, embedding, packed
 from tunesmith.models.attention import PACKED, plan_segments
@@ -172,16 +172,7 @@ def test_gradients_by_row_change_nothing(network: Network, monkeypatch: pytest.M
 
 
 def kept_bytes(network: Network, batch: PackedBatch) -> int:
-    """Bytes that the forward pass keeps for the backward pass, each storage counted once."""
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        packed_loss(network, batch)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(kept_for_backward(lambda: packed_loss(network, batch)).values())
 
 
 @pytest.mark.parametrize("network", [("llama", "generation"), ("bert", "classification")], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,16 @@ def make_network(kind: str, task: Task, folder: Path, num_classes: int = 3) -> N
     network = load_network(str(folder), task, names)
     assert network.model.config._attn_implementation == PACKED
     return network
+
+
+def kept_for_backward(run: Callable[[], object]) -> dict[int, int]:
+    """Bytes of each storage that a forward pass keeps for the backward pass, by address."""
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return {place: storage.nbytes() for place, storage in kept.items()}

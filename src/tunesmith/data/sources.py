@@ -116,7 +116,7 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         folder = path.parent
         entries = folder.iterdir() if folder.is_dir() else []
-        names = [entry.name for entry in entries if entry.suffix.lower() in READABLE]
+        names = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in READABLE]
         beside = f": {nearest(path.name, sorted(names)[:20])}" if names else ""
         raise InputError(f"{path}: no such file{beside}")
     if path.suffix.lower() not in READABLE:

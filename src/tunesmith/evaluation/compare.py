@@ -95,13 +95,13 @@ def compare(config: CompareConfig, parts: Split | None = None) -> Comparison:
         InputError: before any compute is spent, for a wrong model, data, method or baseline.
     """
     started = time.monotonic()
-    _start_server()
     folder = config.output or Path("runs") / f"compare-{Path(config.model).name}-{Path(config.data).stem}"
     for name in config.methods:
         find_method(name)
     source = resolve_model(config.model)
     load_config(source, config.model)
     find_max_length(config)
+    _start_server()
     parts = load_split(config) if parts is None else parts
     jobs = _make_jobs(config, folder, parts)
     _check_folder(folder)

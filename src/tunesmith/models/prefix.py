@@ -124,7 +124,7 @@ class Prefix:
     def _forward(self, layer: nn.Module, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> object:
         is_last = layer is self._layers[-1]
         if self._states is not None:
-            out = self._states[None].to(hidden.device) if is_last else hidden
+            out = self._states[None] if is_last else hidden
             return out if self._rest is None else (out, *self._rest)
         output: Any = type(layer).forward(layer, hidden, *args, **kwargs)
         # Blocks return the hidden states, alone or first in a tuple.
