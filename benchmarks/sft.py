@@ -175,8 +175,9 @@ def run_tunesmith(contestant: Contestant, work: Path) -> Result:
     from tunesmith.models.load import load_network, settle_precision
     from tunesmith.records import TokenizedExample
     from tunesmith.runtime import peak_memory
-    from tunesmith.train.loop import Plan, take_step, trainable
+    from tunesmith.train.loop import trainable
     from tunesmith.train.optim import make_adamw
+    from tunesmith.train.step import Plan, take_step
 
     dtype = getattr(torch, contestant.dtype)
     raw = json.loads((work / "rows.json").read_text())

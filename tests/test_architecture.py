@@ -26,12 +26,14 @@ LEVELS = (
     ("feedback",),
     ("evaluation",),
     ("tuning", "pretrain"),
+    ("runs",),
     ("methods",),
     ("train",),
     ("models",),
     ("data",),
     ("assets", "config", "runtime"),
-    ("storage", "terminal"),
+    ("storage",),
+    ("terminal", "signals"),
     ("records", "errors"),
 )
 """Top first. A part imports from lower lines only, never from its own line."""

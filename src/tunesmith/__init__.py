@@ -9,7 +9,7 @@ from tunesmith.errors import InputError
 if TYPE_CHECKING:
     from tunesmith.api import compare, evaluate, load, predict, tune
     from tunesmith.evaluation.compare import Comparison
-    from tunesmith.tuning import Run
+    from tunesmith.runs.run import Run
 
 __all__ = ["Comparison", "InputError", "Run", "compare", "evaluate", "load", "predict", "tune"]
 __version__ = "0.1.0"

@@ -12,7 +12,8 @@ from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
 from tunesmith.records import Score
-from tunesmith.tuning import Run, split_examples
+from tunesmith.runs.run import Run
+from tunesmith.tuning import split_examples
 from tunesmith.tuning import tune as tune_stage
 
 

@@ -1,6 +1,6 @@
 """The command line: one command per stage. Parses, calls, prints; no logic.
 
-Exit codes: 0 good, 1 our fault, 2 the user's input is wrong, 130 and 143 stopped by a signal.
+Exit codes: 0 good, 1 our fault, 2 the user's input is wrong; 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 # Must be set before torch and tokenizers are imported: no warning about forks, no hub chatter.
@@ -27,6 +26,7 @@ from rich.table import Table
 from tunesmith import assets
 from tunesmith.config import ALIASES, CompareConfig, Config, TuneConfig, split_mapping
 from tunesmith.errors import InputError
+from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
 from tunesmith.terminal import describe_bytes
 
@@ -84,7 +84,7 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
     """Tune a model on data by one method, and save the run."""
     from tunesmith.tuning import tune as run_stage
 
-    run = run_stage(TuneConfig.read(config, given(settings)))
+    run = run_stage(read_tune_config(config, given(settings)))
     if as_json:
         return print_json({"folder": run.folder, **run.manifest})
     curve = run.outcome["curve"]
@@ -94,6 +94,16 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
     out.print(f"saved   {run.folder}")
     verb = "chat" if run.manifest["task"] == "generation" else "predict"
     out.print(f"next    tunesmith {verb} {run.folder}")
+
+
+def read_tune_config(file: Path | None, settings: Mapping[str, Any]) -> TuneConfig:
+    """What goes on with a run, or extends one, takes from its config.yaml what is not given."""
+    folder = settings.get("extend") or (settings.get("output") if settings.get("resume") else None)
+    earlier = None if folder is None else Path(folder).expanduser() / "config.yaml"
+    if file is not None or earlier is None or not earlier.is_file():
+        return TuneConfig.read(file, settings)
+    own = {"output": None, "extend": None, "max_steps": None} if settings.get("extend") else {}
+    return TuneConfig.read(earlier, {**own, **settings})
 
 
 def best_loss(curve: Sequence[Mapping[str, float]]) -> float:
@@ -283,8 +293,9 @@ def print_json(value: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: runs a command and ends the process with its exit code."""
-    signal.signal(signal.SIGTERM, _stop)
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    with listening():
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -295,8 +306,8 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(str(error))
     except CycloptsError as error:
         return _complain(f"{error}".strip() or type(error).__name__)
-    except KeyboardInterrupt:
-        return _complain("stopped", 130)
+    except KeyboardInterrupt as stopped:
+        return _say_stopped(stopped)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -308,8 +319,12 @@ def _complain(message: str, code: int = 2) -> int:
     return code
 
 
-def _stop(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)
+def _say_stopped(stopped: KeyboardInterrupt) -> int:
+    """One line: what stopped it, what is saved, how to go on."""
+    by = f"stopped by {stopped}" if isinstance(stopped, Stopped) else "stopped"
+    with suppress(OSError):  # after SIGHUP there may be no terminal to write to
+        print(". ".join([by, *getattr(stopped, "__notes__", [])]), file=sys.stderr, flush=True)
+    return stopped.exit_code if isinstance(stopped, Stopped) else 130
 
 
 def _rename(arguments: Sequence[str]) -> list[str]:

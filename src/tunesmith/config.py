@@ -156,6 +156,13 @@ class TrainingConfig(DataConfig):
     early_stopping_patience: int | None = Field(
         2, gt=0, description="Stop after so many evaluations without a better validation loss."
     )
+    save_steps: int | None = Field(None, gt=0, description="Save a checkpoint every so many steps, too.")
+    save_minutes: float = Field(
+        10.0, gt=0, description="Save a checkpoint at least so often; each new best evaluation is saved anyway."
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="When a loss or gradient is NaN or infinite: stop before the update, or skip the step."
+    )
     num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
     bottleneck_size: int = Field(64, gt=0, description="bottleneck: width of each adapter.")
     num_virtual_tokens: int = Field(20, gt=0, description="prompt: virtual tokens before each row.")
@@ -174,7 +181,14 @@ class TuneConfig(TrainingConfig):
     learning_rate: float | None = Field(
         None, gt=0, description="Peak learning rate; each method has a default of its own."
     )
-    overwrite: bool = Field(False, description="Replace a finished run in the output folder.")
+    overwrite: bool = Field(False, description="Replace the run in the output folder.")
+    resume: bool = Field(False, description="Go on with an interrupted run in the output folder, if there is one.")
+    allow_change: Names = Field(
+        (), description="Inputs that may differ when a run goes on, for example data,learning_rate,torch."
+    )
+    extend: Path | None = Field(
+        None, description="Begin where this finished run has ended, with a schedule of its own; into a new folder."
+    )
 
 
 class CompareConfig(TrainingConfig):

@@ -157,16 +157,43 @@ def _processor() -> str:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object per line, flushed as it is written."""
+    """`metrics.jsonl`: one JSON object per line, flushed as it is written.
+
+    `offset` is its size in bytes and `seconds` the time of its last line. A log that goes on from a
+    checkpoint is cut back to these: what came after is written again, so no step stands in it twice.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._path = path
+        self._file = path.open("ab")
         self._start = time.monotonic()
+        self.offset, self.seconds = path.stat().st_size, 0.0
+
+    def cut_back(self, offset: int, seconds: float) -> None:
+        """Forgets what came after `offset` and lets the clock go on from `seconds`.
+
+        Raises:
+            InputError: the file is shorter than that.
+        """
+        if self.offset < offset:
+            raise InputError(
+                f"{self._path} has {self.offset:,} bytes, {offset:,} when the checkpoint was made: lines are lost. "
+                "Restore it, or tune anew with --overwrite"
+            )
+        os.truncate(self._path, offset)
+        self.offset, self.seconds = offset, seconds
+        self._start = time.monotonic() - seconds
 
     def write(self, **values: Any) -> None:
-        line = {"time": round(time.monotonic() - self._start, 3), **to_plain(values)}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.seconds = round(time.monotonic() - self._start, 3)
+        line = json.dumps({"time": self.seconds, **to_plain(values)}, allow_nan=False) + "\n"
+        self._file.write(line.encode())
         self._file.flush()
+        self.offset += len(line)
+
+    def sync(self) -> None:
+        """On the disk, not only with the system."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

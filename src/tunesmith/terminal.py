@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 
@@ -14,6 +15,13 @@ console = Console(stderr=True, highlight=False)
 def say(text: str, style: str = "") -> None:
     """One line for the person at the terminal, as it is: no markup, and never broken by us."""
     console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def confirm(question: str) -> bool | None:
+    """What a person answers, Enter being yes; None when there is nobody to ask."""
+    if not (console.is_terminal and sys.stdin.isatty()):
+        return None
+    return console.input(f"{question} [Y/n] ", markup=False).strip().lower() in ("", "y", "yes")
 
 
 def describe_bytes(count: float) -> str:
@@ -30,8 +38,9 @@ class Bar:
 
     SECONDS_BETWEEN_LINES = 10.0
 
-    def __init__(self, label: str, total: int, quiet: bool = False) -> None:
-        self._label, self._total, self._done, self._quiet = label, total, 0, quiet
+    def __init__(self, label: str, total: int, quiet: bool = False, done: int = 0) -> None:
+        self._label, self._total, self._done, self._quiet = label, total, done, quiet
+        self._begun_at = done
         self._start = self._last_line = time.monotonic()
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -44,7 +53,7 @@ class Bar:
                 TextColumn("{task.fields[detail]}"),
             )
             self._progress = Progress(*columns, console=console, transient=True)
-            self._task = self._progress.add_task(label, total=total, detail="")
+            self._task = self._progress.add_task(label, total=total, completed=done, detail="")
 
     def __enter__(self) -> Bar:
         if self._progress is not None:
@@ -62,7 +71,8 @@ class Bar:
         if self._progress is not None:
             self._progress.update(self._task, advance=steps, detail=detail)
         elif not self._quiet and self._is_due():
-            left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
+            seconds_each = (time.monotonic() - self._start) / (self._done - self._begun_at)
+            left = seconds_each * (self._total - self._done)
             say(f"{self._label} {self._done}/{self._total}  {detail}  {left:.0f} s left")
 
     def _is_due(self) -> bool:

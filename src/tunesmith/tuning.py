@@ -1,16 +1,16 @@
 """Stage: data + model + method -> run.
 
-A run is a folder: `config.yaml` (complete), `metrics.jsonl`, `checkpoints/step-N/`, and at its root the
-final model or adapter and the tokenizer, which plain transformers and peft load. `manifest.json` is
-written last; a folder without it is not a finished run.
+A run is a folder: `config.yaml` (complete), `inputs.json`, `metrics.jsonl`, `checkpoints/step-N/`, and at its
+root the final model or adapter and the tokenizer, which plain transformers and peft load. `manifest.json` is
+written last; a folder without it is not a finished run, but one to go on with.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tunesmith.data import sources
 from tunesmith.data.split import split, split_given, take
 from tunesmith.data.tokenize import Signal, measure, tokenize
 from tunesmith.errors import InputError
-from tunesmith.methods.table import METHODS, Method, default_learning_rate, find_method
+from tunesmith.methods.table import Method, default_learning_rate, find_method
 from tunesmith.models.embedding import use_row_gradients
 from tunesmith.models.load import (
     Network,
@@ -35,6 +35,10 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.prefix import cached_prefix
 from tunesmith.records import Examples, Split, TokenizedExample
+from tunesmith.runs.folder import CHECKPOINTS, MANIFEST, METRICS, how_to_go_on, locked
+from tunesmith.runs.inputs import describe_inputs
+from tunesmith.runs.place import Place, begin, choose_place
+from tunesmith.runs.run import Run
 from tunesmith.runtime import (
     MetricsLog,
     choose_device,
@@ -44,54 +48,14 @@ from tunesmith.runtime import (
     seed_everything,
     versions,
 )
-from tunesmith.storage import sha256_of, write_json, write_text
+from tunesmith.signals import listening
+from tunesmith.storage import describe_files, explained, write_json
 from tunesmith.terminal import say
-from tunesmith.train.loop import Outcome, Plan, Watch, fit
+from tunesmith.train.checkpoint import estimate_bytes, list_checkpoints, step_of
+from tunesmith.train.loop import Watch, fit, trainable
+from tunesmith.train.progress import Outcome
+from tunesmith.train.step import Plan
 from tunesmith.train.validate import RowOutputs, validate
-
-MANIFEST = "manifest.json"
-CONFIG = "config.yaml"
-METRICS = "metrics.jsonl"
-
-
-@dataclass
-class Run:
-    """A finished run. `network` is there when this process made it, else it is loaded when asked for."""
-
-    folder: Path
-    manifest: Mapping[str, Any]
-    _network: Network | None = field(default=None, repr=False)
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Run:
-        """A run from its folder.
-
-        Raises:
-            InputError: no such folder, or not a finished run.
-        """
-        path = Path(folder).expanduser()
-        if not path.is_dir():
-            raise InputError(f"{folder}: no such run folder")
-        if not (path / MANIFEST).is_file():
-            raise InputError(f"{folder}: not a finished run, it holds no {MANIFEST}")
-        return cls(path, json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-
-    @property
-    def network(self) -> Network:
-        if self._network is None:
-            self._network = load_run(self)
-        return self._network
-
-    @property
-    def outcome(self) -> Mapping[str, Any]:
-        """What the training said: steps, seconds, tokens per second, curve."""
-        outcome: Mapping[str, Any] = self.manifest["outcome"]
-        return outcome
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +96,7 @@ def split_examples(examples: Examples, config: DataConfig) -> Split:
 
 
 def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, brief: bool = False) -> Run:
-    """Trains and saves a run.
+    """Trains and saves a run, or goes on with one that was interrupted.
 
     Args:
         parts: the data already divided, as `compare` does; else read from `config.data`.
@@ -141,25 +105,58 @@ def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, br
 
     Raises:
         InputError: wrong model, data, method or output folder; nothing is left on disk then.
+        KeyboardInterrupt: asked to stop; a checkpoint was made, and a note says how to go on.
     """
     method = find_method(config.method)
-    folder = choose_folder(config, method.name)
-    parts = load_split(config) if parts is None else parts
-    prepared = prepare(config, method, parts)
-    if not quiet:
-        _announce(prepared, brief)
-    _make_empty(folder)
-    write_text(folder / CONFIG, config.to_yaml())
+    with listening():
+        place = choose_place(config, method.name)
+        if place.content == "finished run" and place.goes_on:
+            say(f"{place.folder} is finished already")
+            return Run.open(place.folder)
+        parts = load_split(config) if parts is None else parts
+        prepared = prepare(place.as_begun(config), method, parts)
+        if not quiet:
+            _announce(prepared, brief)
+        with locked(place.folder), _told_how_to_go_on(place.folder):
+            outcome = _train(config, place, prepared, quiet)
+            manifest = _save(place.folder, prepared, config, outcome)
+        return Run(place.folder, manifest, prepared.network)
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        newest = next(reversed(list_checkpoints(folder / CHECKPOINTS)), None)
+        done = "No step was saved yet" if newest is None else f"Step {step_of(newest)} is saved"
+        stopped.add_note(f"{done}. {how_to_go_on(folder)}")
+        raise
+
+
+def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool) -> Outcome:
+    folder = place.folder
+    rows = [*prepared.train, *prepared.validation]
+    inputs = describe_inputs(
+        config, prepared.network, prepared.split, rows, prepared.plan.learning_rate, prepared.plan.dtype
+    )
+    start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network)))
     log = MetricsLog(folder / METRICS)
     try:
-        watch = Watch(_validator(prepared), log, folder / "checkpoints", method.name, quiet)
-        rows = [*prepared.train, *prepared.validation]
+        origins = [str(row.origin) for row in prepared.split.train.rows]
+        watch = Watch(
+            evaluate=_validator(prepared),
+            log=log,
+            checkpoints=folder / CHECKPOINTS,
+            label=prepared.method.name,
+            quiet=quiet,
+            name_row=origins.__getitem__,
+            mend=how_to_go_on(folder),
+        )
         with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet):
-            outcome = fit(prepared.network, prepared.train, prepared.plan, watch)
+            return fit(prepared.network, prepared.train, prepared.plan, watch, start)
     finally:
         log.close()
-    manifest = _save(folder, prepared, config, outcome)
-    return Run(folder, manifest, prepared.network)
 
 
 def prepare(config: TrainingConfig, method: Method, parts: Split) -> Prepared:
@@ -212,6 +209,9 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         eval_steps=config.eval_steps,
         patience=config.early_stopping_patience,
         max_steps=config.max_steps,
+        save_steps=config.save_steps,
+        save_minutes=config.save_minutes,
+        on_nonfinite=config.on_nonfinite,
         seed=config.seed,
         device=device,
         dtype=dtype,
@@ -260,55 +260,23 @@ def _announce(prepared: Prepared, brief: bool) -> None:
     say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
 
 
-def choose_folder(config: TuneConfig, method: str) -> Path:
-    """The output folder: as given, or a free one under runs/.
-
-    Raises:
-        InputError: the folder holds something that would be lost.
-    """
-    if config.output is None:
-        base = Path("runs") / f"{Path(config.model).name}-{Path(config.data).stem}-{method}"
-        return next(path for path in _numbered(base) if not path.exists())
-    folder = config.output.expanduser()
-    if folder.is_file():
-        raise InputError(f"output '{folder}' is a file; give a folder")
-    is_run = (folder / CONFIG).is_file()
-    if folder.is_dir() and any(folder.iterdir()) and not (is_run and config.overwrite):
-        what = "a finished run" if (folder / MANIFEST).is_file() else "an interrupted run" if is_run else "files"
-        mend = "Give another --output, or --overwrite to replace it" if is_run else "Give another --output"
-        raise InputError(f"output '{folder}' already holds {what}. {mend}")
-    return folder
-
-
-def _numbered(base: Path) -> Any:
-    yield base
-    number = 2
-    while True:
-        yield base.with_name(f"{base.name}-{number}")
-        number += 1
-
-
-def _make_empty(folder: Path) -> None:
-    """Only what an earlier run left is removed."""
-    if (folder / CONFIG).is_file():
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output '{folder}' cannot be made: {error.strerror}") from error
-
-
 def _save(folder: Path, prepared: Prepared, config: TuneConfig, outcome: Outcome) -> dict[str, Any]:
+    with explained("The model", folder, how_to_go_on(folder)):
+        return _write_model(folder, prepared, config, outcome)
+
+
+def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: Outcome) -> dict[str, Any]:
+    """The last files of a run; `manifest.json` is the very last."""
     network = prepared.network
     prepared.method.saving.save(network, folder)
     network.tokenizer.save_pretrained(folder)
     readme = folder / "README.md"
     readme.unlink(missing_ok=True)  # PEFT's model card is a form with every field left open
-    trainable, total = count_parameters(network)
+    num_trained, total = count_parameters(network)
     manifest = {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "parent": {"name": network.source, "folder": network.folder},
+        "parent": {"name": network.source, "folder": network.folder, "fingerprint": network.fingerprint},
         "method": prepared.method.name,
         "task": network.task,
         "class_names": network.class_names,
@@ -320,15 +288,13 @@ def _save(folder: Path, prepared: Prepared, config: TuneConfig, outcome: Outcome
             },
         },
         "learning_rate": prepared.plan.learning_rate,
-        "trainable_parameters": trainable,
+        "trainable_parameters": num_trained,
         "total_parameters": total,
         "peak_memory": peak_memory(prepared.plan.device),
         "machine": describe_machine(prepared.plan.device, prepared.plan.dtype),
         "outcome": _outcome_as_mapping(outcome),
         "versions": versions(),
-        "sha256": {
-            str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
-        },
+        "files": describe_files(folder),
     }
     write_json(folder / MANIFEST, manifest)
     return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
@@ -343,30 +309,6 @@ def _outcome_as_mapping(outcome: Outcome) -> dict[str, Any]:
         "tokens_per_second": round(outcome.tokens_per_second, 1),
         "best_step": outcome.best_step,
         "stopped_early": outcome.stopped_early,
+        "skipped_steps": outcome.skipped_steps,
         "curve": outcome.curve,
     }
-
-
-def load_run(run: Run) -> Network:
-    """The tuned network of a run folder, ready to predict on the best device.
-
-    Raises:
-        InputError: the base model is gone, or files do not match the manifest.
-    """
-    manifest = run.manifest
-    for name, expected in manifest["sha256"].items():
-        path = run.folder / name
-        if not path.is_file() or sha256_of(path) != expected:
-            raise InputError(f"{path}: changed or missing since the run was saved. Restore it, or tune anew")
-    saving = METHODS[manifest["method"]].saving
-    base = str(run.folder) if saving.restore is None else manifest["parent"]["name"]
-    network = load_network(base, manifest["task"], manifest["class_names"])
-    if saving.restore is not None:
-        saving.restore(network, run.folder)
-        network.tokenizer = load_tokenizer(str(run.folder), str(run.folder), network.task)
-    network.source = str(run.folder)
-    device = choose_device()
-    network.model.requires_grad_(False)
-    network.model.to(device)
-    network.model.eval()
-    return network

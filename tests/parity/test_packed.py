@@ -225,7 +225,7 @@ def test_a_leak_between_rows_of_an_encoder_is_caught(network: Network, monkeypat
 @pytest.mark.parametrize("network", [("llama", "generation")], indirect=True)
 def test_splitting_a_batch_changes_nothing(network: Network) -> None:
     """8 rows in one pass, or one by one: the same gradient (accumulation is by judged tokens)."""
-    from tunesmith.train.loop import backward
+    from tunesmith.train.step import backward
 
     rows = make_rows("generation")
     whole = pack(rows)

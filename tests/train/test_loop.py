@@ -20,8 +20,10 @@ from tunesmith.data.pack import epoch_batches, pack
 from tunesmith.models.load import Network
 from tunesmith.records import TokenizedExample
 from tunesmith.runtime import MetricsLog
-from tunesmith.train.loop import NonFiniteError, Outcome, Plan, Watch, fit, take_step, trainable
+from tunesmith.train.loop import Watch, fit, trainable
 from tunesmith.train.optim import Schedule, learning_rate_factor, make_adamw
+from tunesmith.train.progress import Outcome
+from tunesmith.train.step import NonFiniteError, Plan, take_step
 
 PLAN = Plan(learning_rate=3e-3, num_epochs=3, batch_size=3, weight_decay=0.01, warmup_ratio=0.25, patience=None)
 

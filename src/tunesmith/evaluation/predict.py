@@ -12,8 +12,8 @@ from tunesmith.evaluation.tasks import chat_stream, open_network, predict_texts
 from tunesmith.models.generate import Decoding
 from tunesmith.models.load import Network
 from tunesmith.records import Message, Origin, RawRow
+from tunesmith.runs.run import Run
 from tunesmith.terminal import say
-from tunesmith.tuning import Run
 
 TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "sentence", "review", "content", "query")
 

@@ -24,9 +24,10 @@ from tunesmith.records import (
     Score,
     TokenizedExample,
 )
+from tunesmith.runs.folder import MANIFEST
+from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision
 from tunesmith.train.validate import validate
-from tunesmith.tuning import MANIFEST, Run
 
 DEFAULT_MAX_NEW_TOKENS = 128
 

@@ -49,8 +49,8 @@ class RowGradientEmbedding(nn.Embedding):
             grad_TD = grad_TD * (ids != self.padding_idx)[:, None]
         if self.weight.grad is None:
             self.weight.grad = torch.zeros_like(self.weight)
+        self.used.append(ids)  # first: an interruption between the two must not leave a row that is never cleared
         self.weight.grad.index_add_(0, ids, grad_TD.to(self.weight.dtype))
-        self.used.append(ids)
 
     def clear_gradient(self) -> None:
         if self.weight.grad is not None:

@@ -67,6 +67,7 @@ class Network:
     prefix: Any = None
     num_virtual: int = 0
     notes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
 
     @property
     def body(self) -> PreTrainedModel:

@@ -3,6 +3,9 @@
 Each optimizer step takes a window of `gradient_accumulation_steps` packed batches. The losses of the
 window are summed and divided once by all places judged in it (trained tokens, or rows), so splitting
 a batch over several passes changes nothing.
+
+What the next step depends on is in `State`. A step is taken whole or not at all: until the optimizer
+moves, an interruption leaves weights, optimizer and generators as they were before it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,79 +24,35 @@ from tunesmith.data.pack import epoch_batches, pack
 from tunesmith.models.embedding import clear_gradients
 from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch, TokenizedExample
-from tunesmith.runtime import MetricsLog, Trimmer, autocast, current_memory
-from tunesmith.terminal import Bar, describe_bytes
-from tunesmith.train.checkpoint import Named, load_checkpoint, save_checkpoint
-from tunesmith.train.objective import judged_losses
-from tunesmith.train.optim import Schedule, learning_rate_factor, make_adamw
+from tunesmith.runtime import MetricsLog, Trimmer, current_memory
+from tunesmith.signals import Stopped, check, shielded
+from tunesmith.terminal import Bar, describe_bytes, say
+from tunesmith.train import generators
+from tunesmith.train.checkpoint import Start, State, find_checkpoint, load_start, load_weights
+from tunesmith.train.optim import learning_rate_factor, make_adamw
+from tunesmith.train.progress import Outcome
+from tunesmith.train.saver import Saver
+from tunesmith.train.step import NonFiniteError, Plan, Step, accumulate
+from tunesmith.train.trouble import find_nonfinite_rows, is_out_of_memory, out_of_memory, report_nonfinite
 
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How to train. Steps are optimizer steps; `eval_steps` None means once an epoch."""
-
-    learning_rate: float
-    num_epochs: float = 3.0
-    batch_size: int = 16
-    accumulation: int = 1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    warmup_ratio: float = 0.06
-    schedule: Schedule = "linear"
-    eval_steps: int | None = None
-    patience: int | None = 2
-    max_steps: int | None = None
-    seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-
-
-@dataclass
-class Outcome:
-    """What a finished training says of itself. `curve` has one entry per evaluation."""
-
-    steps: int = 0
-    epochs: float = 0.0
-    train_seconds: float = 0.0
-    num_tokens: int = 0
-    best_step: int = 0
-    stopped_early: bool = False
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-    def count(self, window: Sequence[PackedBatch], seconds: float, num_rows: int) -> None:
-        """Takes note of a finished step."""
-        self.steps += 1
-        self.train_seconds += seconds
-        self.num_tokens += sum(batch.num_tokens for batch in window)
-        self.epochs += sum(len(batch.rows) for batch in window) / num_rows
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.num_tokens / self.train_seconds if self.train_seconds else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Mean loss over all judged places of the window, and the gradient norm before clipping."""
-
-    loss: float
-    grad_norm: float
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite; raised before the weights were touched."""
+MOST_SKIPPED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What looks on: `evaluate` gives validation metrics, first of all "validation_loss", which decides
-    what is best and when to stop; the best weights are kept in `checkpoints`."""
+    what is best and when to stop; checkpoints are made in `checkpoints`.
+
+    `name_row` says where a row of the training part was read; `mend` how to go on after a stop.
+    """
 
     evaluate: Callable[[], Mapping[str, float]]
     log: MetricsLog
     checkpoints: Path
     label: str = "training"
     quiet: bool = False
+    name_row: Callable[[int], str] = str
+    mend: str = ""
 
 
 def trainable(network: Network) -> list[tuple[str, nn.Parameter]]:
@@ -101,35 +61,36 @@ def trainable(network: Network) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in root.named_parameters() if parameter.requires_grad]
 
 
-def fit(network: Network, rows: Sequence[TokenizedExample], plan: Plan, watch: Watch) -> Outcome:
+def fit(
+    network: Network, rows: Sequence[TokenizedExample], plan: Plan, watch: Watch, start: Start | None = None
+) -> Outcome:
     """Trains what requires a gradient and leaves the weights of the best evaluation in the model.
+
+    `start` says where to begin; else before the first step. When asked to stop, a checkpoint is made first.
 
     Raises:
         NonFiniteError: with the step and the rows of the window; the weights are as before that step.
+        InputError: not enough memory or disk; what to change.
+        KeyboardInterrupt: asked to stop.
     """
     parameters = trainable(network)
-    optimizer = make_adamw(parameters, plan.learning_rate, plan.weight_decay)
-    num_steps = count_steps(len(rows), plan)
-    outcome, best = Outcome(), _Best(watch.checkpoints, plan.patience)
-    windows, trimmer = _windows(rows, plan, network.num_virtual), Trimmer()
-    _evaluate(outcome, math.nan, watch, network)
-    with Bar(watch.label, num_steps, watch.quiet) as bar:
-        for step in range(num_steps):
-            started = time.perf_counter()
-            set_learning_rate(optimizer, plan, step, num_steps)
-            window = next(windows)
-            taken = take_step(network, window, parameters, optimizer, plan, step)
-            trimmer.trim_if_due()
-            outcome.count(window, time.perf_counter() - started, len(rows))
-            learning_rate = optimizer.param_groups[0]["lr"]
-            bar.advance(_report(outcome, taken, learning_rate, current_memory(plan.device), watch.log))
-            if _is_time_to_evaluate(step + 1, num_steps, len(rows), plan):
-                scores = _evaluate(outcome, taken.loss, watch, network)
-                if best.is_over(step + 1, scores["validation_loss"], parameters):
-                    outcome.stopped_early = step + 1 < num_steps
-                    break
-    best.restore(parameters)
-    outcome.best_step = best.step
+    state = State(parameters, make_adamw(parameters, plan.learning_rate, plan.weight_decay), plan.device)
+    saver = Saver(watch.checkpoints, watch.log, plan.save_steps, plan.save_minutes, watch.mend)
+    if start is not None:
+        load_start(start, state)
+        saver.note_saved(state)
+    watch.log.cut_back(state.progress.log_offset, state.progress.log_seconds)
+    try:
+        _Training(network, rows, plan, watch, state, saver).run()
+    except KeyboardInterrupt as stopped:
+        if not (isinstance(stopped, Stopped) and stopped.at_once):
+            with shielded():
+                saver.save(state)
+        raise
+    outcome = state.progress.outcome
+    best = find_checkpoint(watch.checkpoints, outcome.best_step)
+    if best is not None and outcome.best_step != state.step:
+        load_weights(best, parameters)
     network.model.eval()
     return outcome
 
@@ -139,35 +100,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int, n
     factor = learning_rate_factor(step, num_steps, num_warmup, plan.schedule)
     for group in optimizer.param_groups:
         group["lr"] = plan.learning_rate * factor
-
-
-def _report(outcome: Outcome, step: Step, learning_rate: float, memory: int, log: MetricsLog) -> str:
-    """Writes a step down; returns what the progress bar shows."""
-    log.write(
-        step=outcome.steps,
-        epoch=round(outcome.epochs, 4),
-        loss=step.loss,
-        learning_rate=learning_rate,
-        grad_norm=step.grad_norm,
-        tokens=outcome.num_tokens,
-        tokens_per_second=outcome.tokens_per_second,
-        memory=memory,
-    )
-    return f"loss {step.loss:.3f}  {outcome.tokens_per_second:,.0f} tokens/s  {describe_bytes(memory)}"
-
-
-def _is_time_to_evaluate(step: int, num_steps: int, num_rows: int, plan: Plan) -> bool:
-    return step == num_steps or step % (plan.eval_steps or steps_per_epoch(num_rows, plan)) == 0
-
-
-def _evaluate(outcome: Outcome, loss: float, watch: Watch, network: Network) -> dict[str, float]:
-    network.model.eval()
-    scores = dict(watch.evaluate())
-    network.model.train()
-    where = {"step": outcome.steps, "epoch": round(outcome.epochs, 4)}
-    watch.log.write(**where, **scores)
-    outcome.curve.append({**where, "train_loss": loss, **scores})
-    return scores
 
 
 def steps_per_epoch(num_rows: int, plan: Plan) -> int:
@@ -180,70 +112,172 @@ def count_steps(num_rows: int, plan: Plan) -> int:
     return min(steps, plan.max_steps) if plan.max_steps else steps
 
 
-def take_step(
-    network: Network,
-    window: Sequence[PackedBatch],
-    parameters: Named,
-    optimizer: torch.optim.Optimizer,
-    plan: Plan,
-    step: int,
-) -> Step:
-    """One optimizer step over a window of batches."""
-    num_judged = sum(len(batch.targets) for batch in window)
-    total = torch.zeros((), device=plan.device)
-    for batch in window:
-        total += backward(network, batch.to(plan.device), num_judged, plan.dtype)
-    norm = nn.utils.clip_grad_norm_([parameter for _, parameter in parameters], plan.max_grad_norm)
-    loss, grad_norm = total.item(), norm.item()
-    if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        rows = sorted(row for batch in window for row in batch.rows)
-        raise NonFiniteError(
-            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}; the weights were left as they were. "
-            f"Rows of this step (0-based in the training part): {rows}. Lower --learning-rate or look at these rows"
+class _Training:
+    """One training under way; everything that must outlive an interruption is in `state`."""
+
+    def __init__(
+        self,
+        network: Network,
+        rows: Sequence[TokenizedExample],
+        plan: Plan,
+        watch: Watch,
+        state: State,
+        saver: Saver,
+    ) -> None:
+        self._network, self._rows, self._plan, self._watch = network, rows, plan, watch
+        self._state, self._saver = state, saver
+        self._num_steps = count_steps(len(rows), plan)
+        self._windows = _Windows(rows, plan, network.num_virtual)
+        self._trimmer = Trimmer()
+
+    def run(self) -> None:
+        self._network.model.train()
+        with Bar(self._watch.label, self._num_steps, self._watch.quiet, done=self._state.step) as bar:
+            while True:
+                check()
+                if self._is_time_to_evaluate():
+                    self._evaluate()
+                is_over = self._is_over()
+                if is_over or self._saver.is_due(self._state):
+                    with shielded():
+                        self._saver.save(self._state)
+                if is_over:
+                    return
+                bar.advance(self._advance())
+
+    def _is_time_to_evaluate(self) -> bool:
+        step, every = self._state.step, self._plan.eval_steps or steps_per_epoch(len(self._rows), self._plan)
+        return self._state.progress.evaluated != step and (step % every == 0 or step == self._num_steps)
+
+    def _is_over(self) -> bool:
+        progress, patience = self._state.progress, self._plan.patience
+        is_last = self._state.step == self._num_steps
+        has_waited = patience is not None and progress.waited >= patience
+        progress.outcome.stopped_early = has_waited and not is_last
+        return is_last or has_waited
+
+    def _evaluate(self) -> None:
+        self._network.model.eval()
+        scores = dict(self._watch.evaluate())
+        self._network.model.train()
+        progress = self._state.progress
+        where = {"step": self._state.step, "epoch": round(progress.outcome.epochs, 4)}
+        with shielded():
+            self._watch.log.write(**where, **scores)
+            progress.outcome.curve.append({**where, "train_loss": progress.train_loss, **scores})
+            progress.note(self._state.step, scores["validation_loss"])
+
+    def _advance(self) -> str:
+        """Takes the next step; returns what the progress bar shows."""
+        started = time.perf_counter()
+        optimizer, progress = self._state.optimizer, self._state.progress
+        set_learning_rate(optimizer, self._plan, self._state.step, self._num_steps)
+        window, taken = self._gradient()
+        with shielded():
+            if taken is not None:
+                optimizer.step()
+                progress.train_loss, progress.num_skipped = taken.loss, 0
+            clear_gradients(self._network.model, optimizer)
+            progress.outcome.count(window, time.perf_counter() - started, len(self._rows))
+            progress.advance(steps_per_epoch(len(self._rows), self._plan))
+            shown = self._report(taken)
+        self._trimmer.trim_if_due()
+        return shown
+
+    def _gradient(self) -> tuple[list[PackedBatch], Step | None]:
+        """The next window and its gradient; without one when the step is to be skipped."""
+        try:
+            return self._gradient_at_once()
+        except NonFiniteError as error:
+            return self._meet_nonfinite(error), None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return self._gradient_in_parts()
+
+    def _gradient_at_once(self) -> tuple[list[PackedBatch], Step]:
+        window = self._windows.at(self._state)
+        with self._undone():
+            return window, accumulate(self._network, window, self._state.parameters, self._plan, self._state.step)
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Whatever breaks off inside leaves generators and gradients as if it had never begun."""
+        before = generators.capture(self._plan.device)
+        try:
+            yield
+        except BaseException:
+            generators.restore(before, self._plan.device)
+            clear_gradients(self._network.model, self._state.optimizer)
+            raise
+
+    def _gradient_in_parts(self) -> tuple[list[PackedBatch], Step]:
+        """Out of memory: once more, each batch in two parts, which has the same gradient; from now on so."""
+        plan, progress, step = self._plan, self._state.progress, self._state.step + 1
+        if plan.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if progress.num_parts == 1 and plan.batch_size > 1:
+            progress.num_parts = 2
+            say(f"step {step}: out of memory; from here on each batch runs in two parts")
+            try:
+                return self._gradient_at_once()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        raise out_of_memory(step, plan, self._rows)
+
+    def _meet_nonfinite(self, error: NonFiniteError) -> list[PackedBatch]:
+        """Stops with everything on disk that one needs to look at it, or lets the window pass by."""
+        progress, watch = self._state.progress, self._watch
+        if self._plan.on_nonfinite == "skip" and progress.num_skipped < MOST_SKIPPED:
+            progress.num_skipped += 1
+            progress.outcome.skipped_steps += 1
+            say(f"step {error.step}: loss {error.taken.loss}, gradient norm {error.taken.grad_norm}; step skipped")
+            return self._windows.at(self._state)
+        guilty = find_nonfinite_rows(self._network, [row for row in self._rows if row.row in error.rows], self._plan)
+        with shielded():
+            self._saver.save(self._state)
+            raise report_nonfinite(error, guilty, watch.name_row, watch.checkpoints.parent, watch.mend)
+
+    def _report(self, step: Step | None) -> str:
+        """Writes a step down; a skipped one has no loss."""
+        outcome = self._state.progress.outcome
+        memory = current_memory(self._plan.device)
+        self._watch.log.write(
+            step=outcome.steps,
+            epoch=round(outcome.epochs, 4),
+            loss=math.nan if step is None else step.loss,
+            learning_rate=self._state.optimizer.param_groups[0]["lr"],
+            grad_norm=math.nan if step is None else step.grad_norm,
+            tokens=outcome.num_tokens,
+            tokens_per_second=outcome.tokens_per_second,
+            memory=memory,
         )
-    optimizer.step()
-    clear_gradients(network.model, optimizer)
-    return Step(loss, grad_norm)
+        loss = "skipped" if step is None else f"loss {step.loss:.3f}"
+        return f"{loss}  {outcome.tokens_per_second:,.0f} tokens/s  {describe_bytes(memory)}"
 
 
-def backward(network: Network, batch: PackedBatch, num_judged: int, dtype: torch.dtype) -> torch.Tensor:
-    """Adds the gradient of sum(loss) / num_judged; returns that share of the window's loss."""
-    with autocast(batch.input_ids.device, dtype):
-        losses_N, _ = judged_losses(network, batch)
-    loss = losses_N.sum() / num_judged
-    loss.backward()
-    return loss.detach()
+class _Windows:
+    """The packed batches of each optimizer step, found by epoch and window."""
+
+    def __init__(self, rows: Sequence[TokenizedExample], plan: Plan, num_virtual: int) -> None:
+        self._rows, self._plan, self._num_virtual = rows, plan, num_virtual
+        self._epoch, self._batches = -1, [[0]]
+
+    def at(self, state: State) -> list[PackedBatch]:
+        progress, plan = state.progress, self._plan
+        if self._epoch != progress.epoch:  # shuffled once an epoch, not once a step
+            self._epoch = progress.epoch
+            self._batches = epoch_batches(len(self._rows), plan.batch_size, plan.seed, progress.epoch)
+        start = progress.window * plan.accumulation
+        parts = [
+            part
+            for batch in self._batches[start : start + plan.accumulation]
+            for part in _split(batch, progress.num_parts)
+        ]
+        return [pack([self._rows[index] for index in part], self._num_virtual) for part in parts]
 
 
-def _windows(rows: Sequence[TokenizedExample], plan: Plan, num_virtual: int) -> Iterator[list[PackedBatch]]:
-    """Endless windows of packed batches, epoch after epoch."""
-    epoch = 0
-    while True:
-        batches = epoch_batches(len(rows), plan.batch_size, plan.seed, epoch)
-        for start in range(0, len(batches), plan.accumulation):
-            chosen = batches[start : start + plan.accumulation]
-            yield [pack([rows[index] for index in batch], num_virtual) for batch in chosen]
-        epoch += 1
-
-
-class _Best:
-    """Keeps the trained weights of the best evaluation, as a checkpoint."""
-
-    def __init__(self, folder: Path, patience: int | None) -> None:
-        self._folder, self._patience, self._waited = folder, patience, 0
-        self._loss, self._checkpoint, self._is_newest = math.inf, folder, False
-        self.step = 0
-
-    def is_over(self, step: int, loss: float, parameters: Named) -> bool:
-        """Takes note of an evaluation; True when patience has run out."""
-        self._is_newest = loss < self._loss
-        if self._is_newest:
-            self._loss, self._waited, self.step = loss, 0, step
-            self._checkpoint = save_checkpoint(self._folder, step, parameters, loss)
-            return False
-        self._waited += 1
-        return self._patience is not None and self._waited >= self._patience
-
-    def restore(self, parameters: Named) -> None:
-        if self.step and not self._is_newest:
-            load_checkpoint(self._checkpoint, parameters)
+def _split(batch: list[int], num_parts: int) -> list[list[int]]:
+    size = -(-len(batch) // num_parts)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]

@@ -1,0 +1,120 @@
+"""The folder of a run: its names, what it holds, and who is at work in it.
+
+config.yaml      every key with its value
+inputs.json      what decides the course of the training: data, model, versions, ...
+metrics.jsonl    one line per step and evaluation
+checkpoints/     step-N/, to go on from
+manifest.json    written last; a folder without it is not a finished run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from tunesmith.errors import InputError
+from tunesmith.storage import explained, write_json
+
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+INPUTS = "inputs.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+LOCK, OWNER = ".lock", ".owner.json"
+
+Content = Literal["nothing", "files", "interrupted run", "finished run"]
+
+
+def look(folder: Path) -> Content:
+    """What a folder holds, as one would say it: "already holds a finished run".
+
+    Raises:
+        InputError: it is a file.
+    """
+    if folder.is_file():
+        raise InputError(f"output '{folder}' is a file; give a folder")
+    if (folder / MANIFEST).is_file() and (folder / CONFIG).is_file():
+        return "finished run"
+    if (folder / CONFIG).is_file():
+        return "interrupted run"
+    others = [path for path in folder.iterdir() if path.name not in (LOCK, OWNER)] if folder.is_dir() else []
+    return "files" if others else "nothing"
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The line that ends every message about a run that was cut off."""
+    return f"Go on with: tunesmith tune --resume --output {folder}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a folder if need be and keeps others out of it.
+
+    The lock is the system's, so it ends with the process, whatever ends that.
+
+    Raises:
+        InputError: somebody is at work there (says who), or the folder cannot be made or written to.
+    """
+    with explained("The run", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(_in_use(folder)) from None
+    try:
+        with explained("The run", folder):
+            write_json(folder / OWNER, _describe_self())
+        yield
+    finally:
+        (folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def refuse_locked(folder: Path) -> None:
+    """Raises an InputError when somebody is at work in a folder."""
+    if (folder / LOCK).is_file() and os.access(folder, os.W_OK):
+        with locked(folder):
+            pass
+
+
+def _describe_self() -> dict[str, object]:
+    return {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _in_use(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+    except (OSError, ValueError, KeyError):
+        who = "another process"
+    return f"output '{folder}' is in use by {who}. Wait for it, end it, or give another --output"
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier run left; the lock stays."""
+    for path in folder.iterdir():
+        if path.name in (LOCK, OWNER):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def numbered(base: Path) -> Iterator[Path]:
+    """base, base-2, base-3, ..."""
+    yield base
+    number = 2
+    while True:
+        yield base.with_name(f"{base.name}-{number}")
+        number += 1

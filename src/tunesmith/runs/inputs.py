@@ -1,0 +1,147 @@
+"""What decides the course of a training, written down when it starts, compared when it goes on.
+
+Two trainings with equal inputs on one machine have equal weights, to the bit. So a run goes on only when
+they are as they were, or when each change is allowed by name and then stands in `inputs.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.config import TuneConfig
+from tunesmith.errors import InputError, nearest
+from tunesmith.models.load import Network
+from tunesmith.records import Split, TokenizedExample
+from tunesmith.runs.folder import INPUTS
+from tunesmith.runtime import versions
+from tunesmith.storage import write_json
+
+# Where the run is, how it is watched, and names whose content is compared instead.
+NO_INPUTS = (
+    *("output", "overwrite", "resume", "allow_change", "extend", "save_steps", "save_minutes", "on_nonfinite"),
+    *("model", "data", "eval_data", "columns", "task", "max_train_samples", "max_validation_samples"),
+    *("max_test_samples", "device", "precision", "learning_rate"),
+)
+PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft")
+# Recorded, but a difference is only told: the last bits may differ then.
+TOLD = ("threads",)
+
+
+def describe_inputs(
+    config: TuneConfig,
+    network: Network,
+    parts: Split,
+    rows: Sequence[TokenizedExample],
+    learning_rate: float,
+    precision: torch.dtype,
+) -> dict[str, Any]:
+    """Every input by the name under which a change of it is allowed."""
+    installed = versions()
+    settings = config.model_dump(mode="json", exclude=set(NO_INPUTS))
+    return {
+        "model": {"name": config.model, "fingerprint": network.fingerprint},
+        "data": {
+            "train": parts.train.fingerprint,
+            "validation": parts.validation.fingerprint,
+            "rows": len(parts.train.rows),
+        },
+        "template": _digest(str(network.tokenizer.chat_template)) if network.task == "generation" else None,
+        "tokenizer": _digest_rows(rows),
+        "learning_rate": learning_rate,
+        "device": str(network.model.device.type),
+        "precision": str(precision).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        **settings,
+        **{package: installed[package] for package in PACKAGES},
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _digest_rows(rows: Sequence[TokenizedExample]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(array("q", row.input_ids).tobytes() + bytes(row.trained) + repr(row.target).encode())
+    return digest.hexdigest()
+
+
+def read_inputs(folder: Path) -> dict[str, Any]:
+    """What a run was started from.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = folder / INPUTS
+    try:
+        inputs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: missing or damaged, so nobody can say that the run would go on as it began. "
+            "Start anew with --overwrite"
+        ) from error
+    return inputs
+
+
+def write_inputs(folder: Path, inputs: Mapping[str, Any], start: str | None) -> None:
+    """Before the first step. `start` is the checkpoint of another run that this one begins at."""
+    write_json(folder / INPUTS, {"format": 1, "inputs": inputs, "start": start, "changes": []})
+
+
+def write_changes(folder: Path, inputs: Mapping[str, Any], changed: Collection[str], step: int) -> None:
+    """The inputs from `step` on; what they were before is kept."""
+    content = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+    before = {key: content["inputs"].get(key) for key in sorted(changed)}
+    content["changes"].append({"step": step, "before": before})
+    write_json(folder / INPUTS, {**content, "inputs": inputs})
+
+
+def find_start(folder: Path) -> str | None:
+    start: str | None = json.loads((folder / INPUTS).read_text(encoding="utf-8"))["start"]
+    return start
+
+
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Each changed input with the difference in words."""
+    keys = [key for key in {**before, **now} if key not in TOLD and _core(before.get(key)) != _core(now.get(key))]
+    return {key: _difference(key, before.get(key), now.get(key)) for key in keys}
+
+
+def _core(value: Any) -> Any:
+    """A model that lies elsewhere now is the same model."""
+    return {key: item for key, item in value.items() if key != "name"} if isinstance(value, Mapping) else value
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if key == "data" and before and now:
+        return f"data: the rows are others than before ({before['rows']:,} training rows then, {now['rows']:,} now)"
+    if key == "model" and before and now:
+        return f"model: the weights of '{now['name']}' are others than before"
+    if key == "template":
+        return "template: the chat template is another than before"
+    if key == "tokenizer":
+        return "tokenizer: the rows become other token ids than before"
+    return f"{key}: {before} before, {now} now"
+
+
+def refuse_changes(folder: Path, changes: Mapping[str, str], allowed: Collection[str], known: Collection[str]) -> None:
+    """Raises an InputError that names every change that is not allowed."""
+    for key in allowed:
+        if key not in known:
+            raise InputError(f"allow_change: a run has no '{key}': {nearest(key, sorted(known))}")
+    refused = [text for key, text in changes.items() if key not in allowed]
+    if refused:
+        keys = ",".join(key for key in changes if key not in allowed)
+        raise InputError(
+            f"'{folder}' was begun with other inputs, so going on would not be the same training:\n  "
+            + "\n  ".join(refused)
+            + f"\nGive what was given before, start anew with --overwrite, or accept it with --allow-change {keys}"
+        )

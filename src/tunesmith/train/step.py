@@ -1,0 +1,107 @@
+"""One optimizer step: forward and backward over a window of packed batches, then the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tunesmith.errors import InputError
+from tunesmith.models.embedding import clear_gradients
+from tunesmith.models.load import Network
+from tunesmith.records import PackedBatch
+from tunesmith.runtime import autocast
+from tunesmith.train.checkpoint import Named
+from tunesmith.train.objective import judged_losses
+from tunesmith.train.optim import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to train. Steps are optimizer steps; `eval_steps` None means once an epoch."""
+
+    learning_rate: float
+    num_epochs: float = 3.0
+    batch_size: int = 16
+    accumulation: int = 1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    warmup_ratio: float = 0.06
+    schedule: Schedule = "linear"
+    eval_steps: int | None = None
+    patience: int | None = 2
+    max_steps: int | None = None
+    save_steps: int | None = None
+    save_minutes: float = 10.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Mean loss over all judged places of the window, and the gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+class NonFiniteError(InputError):
+    """Loss or gradient became NaN or infinite; raised before the weights were touched.
+
+    `rows` are the indices of the window's rows in the training part.
+    """
+
+    def __init__(self, step: int, taken: Step, rows: Sequence[int], more: str = "") -> None:
+        self.step, self.taken, self.rows = step, taken, tuple(rows)
+        told = more or f"Rows of this step (0-based in the training part): {list(rows)}"
+        super().__init__(
+            f"step {step}: loss {taken.loss}, gradient norm {taken.grad_norm}; the weights were left as they were. "
+            f"{told}"
+        )
+
+
+def take_step(
+    network: Network,
+    window: Sequence[PackedBatch],
+    parameters: Named,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    step: int,
+) -> Step:
+    """One optimizer step over a window of batches; `step` counts from 0.
+
+    Raises:
+        NonFiniteError: loss or gradient is NaN or infinite; the weights are as before.
+    """
+    taken = accumulate(network, window, parameters, plan, step)
+    optimizer.step()
+    clear_gradients(network.model, optimizer)
+    return taken
+
+
+def accumulate(network: Network, window: Sequence[PackedBatch], parameters: Named, plan: Plan, step: int) -> Step:
+    """The gradient of a window, clipped; weights are not touched."""
+    num_judged = sum(len(batch.targets) for batch in window)
+    total = torch.zeros((), device=plan.device)
+    for batch in window:
+        total += backward(network, batch.to(plan.device), num_judged, plan.dtype)
+    norm = nn.utils.clip_grad_norm_([parameter for _, parameter in parameters], plan.max_grad_norm)
+    taken = Step(total.item(), norm.item())
+    if not math.isfinite(taken.loss) or not math.isfinite(taken.grad_norm):
+        raise NonFiniteError(step + 1, taken, sorted(row for batch in window for row in batch.rows))
+    return taken
+
+
+def backward(network: Network, batch: PackedBatch, num_judged: int, dtype: torch.dtype) -> torch.Tensor:
+    """Adds the gradient of sum(loss) / num_judged; returns that share of the window's loss."""
+    with autocast(batch.input_ids.device, dtype):
+        losses_N, _ = judged_losses(network, batch)
+    loss = losses_N.sum() / num_judged
+    loss.backward()
+    return loss.detach()

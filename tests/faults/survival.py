@@ -1,0 +1,201 @@
+"""Training processes that are killed and started again, and what must be equal in the end.
+
+Each attempt is a process of its own, forked from a small server that has the imports, so that an attempt costs
+a second and not ten. It runs the command line as a user would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.parity.tiny import make_model, make_tokenizer
+from transformers import PreTrainedModel
+
+CLOCKS = {"time", "tokens_per_second", "memory", "train_seconds", "log_offset", "log_seconds"}
+MODULES = ["tunesmith.cli", "tunesmith.tuning", "tests.faults.survival"]
+# Method, model, task, and flags that make its state rich: dropout, accumulation, several evaluations.
+CASES: dict[str, tuple[str, str, list[str]]] = {
+    "full": ("bert", "classification", []),
+    "last-layers": ("bert", "classification", ["--num-last-layers", "1"]),
+    "bottleneck": ("bert", "classification", ["--bottleneck-size", "4"]),
+    "lora": ("llama", "generation", ["--lora-r", "2", "--lora-dropout", "0.1"]),
+}
+SHARED = [
+    *("--num-train-epochs", "7", "--per-device-train-batch-size", "3", "--gradient-accumulation-steps", "2"),
+    *("--eval-steps", "3", "--early-stopping-patience", "100", "--save-steps", "1", "--device", "cpu"),
+    # So fast that validation soon gets worse: the best checkpoint is then not the newest.
+    *("--precision", "fp32", "--learning-rate", "0.005"),
+]
+
+
+def prepare_server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    return context
+
+
+def make_base(kind: str, task: Any, folder: Path) -> Path:
+    """A tiny model of a real class, with dropout."""
+    model: PreTrainedModel = make_model(kind, task)
+    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(model.config, key):
+            setattr(model.config, key, 0.1)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_rows(task: str, file: Path) -> Path:
+    rng = random.Random(0)
+    lines = []
+    for index in range(60):
+        text = " ".join(f"w{rng.randrange(5, 90)}" for _ in range(rng.randrange(2, 9))) + f" w{5 + index}"
+        row = {"text": text, "label": "abc"[index % 3]}
+        lines.append(row if task == "classification" else {"prompt": text, "completion": f"w{5 + index} w{6 + index}"})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def command(method: str, place: Path, output: Path) -> list[str]:
+    """The command that begins a run and, given again, goes on with it."""
+    kind, task, own = CASES[method]
+    base, rows = place / kind, place / f"{task}.jsonl"
+    if not base.exists():
+        make_base(kind, task, base)
+        make_rows(task, rows)
+    given = ["--model", str(base), "--data", str(rows), "--method", method, "--output", str(output), "--resume"]
+    return ["tune", *given, *SHARED, *own]
+
+
+class Attempt:
+    """One process at work on a command. `is_saving` is true while it writes a checkpoint."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, sabotage: str = "", stop_after: int = 0) -> None:
+        context = prepare_server()
+        self._saving = context.RawValue("i", 0)
+        self.num_saves = context.RawValue("i", 0)
+        shared = (self._saving, self.num_saves)
+        self.process = context.Process(target=_work, args=(list(arguments), log, shared, sabotage, stop_after))
+        self.process.start()
+
+    @property
+    def is_saving(self) -> bool:
+        return bool(self._saving.value)
+
+    def finish(self, seconds: float = 60) -> int:
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise AssertionError("the attempt did not end in time")
+        code: int = self.process.exitcode
+        return code
+
+    def kill_in_save(self, rng: random.Random) -> bool:
+        """SIGKILL within the next few checkpoints; returns whether it hit the writing of one."""
+        wanted = self.num_saves.value + rng.randrange(1, 4)
+        deadline = time.monotonic() + 30
+        while self.num_saves.value < wanted and self.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.0002)
+        time.sleep(rng.random() * 0.02)
+        return self._kill()
+
+    def kill_some_time(self, rng: random.Random, seconds: float) -> bool:
+        time.sleep(rng.random() * seconds)
+        return self._kill()
+
+    def _kill(self) -> bool:
+        self.process.kill()
+        self.process.join()
+        return self.is_saving
+
+
+def _work(arguments: list[str], log: Path, shared: Any, sabotage: str, stop_after: int) -> None:
+    """The life of an attempt. With `stop_after` it is killed as the checkpoint after so many begins."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(2)
+    from tests.faults import sabotages
+    from tunesmith import cli
+    from tunesmith.train import saver
+
+    saving, num_saves = shared
+    save = saver.save_checkpoint
+
+    def watched(*given: Any) -> Path:
+        if num_saves.value == stop_after > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        saving.value, num_saves.value = 1, num_saves.value + 1
+        made = save(*given)
+        saving.value = 0
+        return made
+
+    saver.save_checkpoint = watched
+    if sabotage:
+        sabotages.SABOTAGES[sabotage]()
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    cli.main(arguments)
+
+
+def digest(run: Path) -> dict[str, str]:
+    """sha256 of all that two runs with equal inputs must share, by name. Clocks are left out."""
+    checkpoint = max((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.split("-")[1].split(".")[0]))
+    files = [*run.glob("*.safetensors"), *checkpoint.glob("*.safetensors")]
+    found = {str(path.relative_to(run)): _sha256(path.read_bytes()) for path in sorted(files)}
+    state = json.loads((checkpoint / "state.json").read_text())
+    found["state"] = _sha256(_without_clocks(state))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found["metrics"] = _sha256(_without_clocks(lines))
+    found["outcome"] = _sha256(_without_clocks(json.loads((run / "manifest.json").read_text())["outcome"]))
+    return found
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _without_clocks(value: Any) -> bytes:
+    def strip(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: strip(inner) for key, inner in item.items() if key not in CLOCKS}
+        return [strip(inner) for inner in item] if isinstance(item, list) else item
+
+    return json.dumps(strip(value), sort_keys=True).encode()
+
+
+def steps_logged(run: Path) -> list[int]:
+    """The step of every training line of metrics.jsonl, in order."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if "loss" in line]
+
+
+def survive(method: str, place: Path, num_kills: int, seed: int) -> tuple[dict[str, str], dict[str, Any]]:
+    """Begins a run, kills it `num_kills` times and lets it end; returns its digest and what was done to it."""
+    rng = random.Random(f"{method}/{seed}")
+    output, log = place / f"{method}-{seed}", place / f"{method}-{seed}.txt"
+    arguments = command(method, place, output)
+    in_save = outside = 0
+    num_attempts = 0
+    while in_save + outside < num_kills:
+        num_attempts += 1
+        attempt = Attempt(arguments, log)
+        hit = attempt.kill_in_save(rng) if rng.random() < 0.6 else attempt.kill_some_time(rng, 1.2)
+        if attempt.process.exitcode == 0 or (output / "manifest.json").exists():
+            output.rename(output.with_name(f"{output.name}-done-{num_attempts}"))  # it was quicker: begin again
+            continue
+        in_save, outside = in_save + hit, outside + (not hit)
+    last = Attempt(arguments, log)
+    assert last.finish() == 0, log.read_text()[-2000:]
+    return digest(output), {"in_save": in_save, "outside": outside, "log": log, "run": output}

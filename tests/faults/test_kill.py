@@ -1,0 +1,62 @@
+"""kill -9 at any moment, the same command again, and in the end the very run that was never interrupted."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from tests.faults.sabotages import SABOTAGES
+from tests.faults.survival import CASES, Attempt, command, digest, steps_logged, survive
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and forking")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("survival")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place: Path) -> dict[str, dict[str, str]]:
+    found = {}
+    for method in CASES:
+        attempt = Attempt(command(method, place, place / method), place / f"{method}.txt")
+        assert attempt.finish() == 0, (place / f"{method}.txt").read_text()[-2000:]
+        found[method] = digest(place / method)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CASES)
+def test_a_killed_run_ends_as_the_uninterrupted_one(
+    method: str, place: Path, uninterrupted: dict[str, dict[str, str]]
+) -> None:
+    found, done = survive(method, place, num_kills=10, seed=1)
+    assert found == uninterrupted[method]
+    steps = steps_logged(done["run"])
+    assert steps == list(range(1, len(steps) + 1))
+    assert done["in_save"] >= 3, done
+    assert "Traceback" not in done["log"].read_text()
+
+
+@pytest.fixture(scope="module")
+def interrupted(place: Path) -> Path:
+    """Killed a step after a checkpoint, some steps after the best evaluation."""
+    attempt = Attempt(command("full", place, place / "cut"), place / "cut.txt", stop_after=21)
+    assert attempt.finish() == -9
+    return place / "cut"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["", *SABOTAGES])
+def test_each_part_of_the_state_is_needed(
+    part: str, interrupted: Path, place: Path, uninterrupted: dict[str, dict[str, str]]
+) -> None:
+    """A part that is not restored must show, else the comparison above proves nothing."""
+    copy = place / f"without-{part}"
+    shutil.copytree(interrupted, copy)
+    attempt = Attempt(command("full", place, copy), place / "sabotage.txt", sabotage=part)
+    assert attempt.finish() == 0, (place / "sabotage.txt").read_text()[-2000:]
+    assert (digest(copy) == uninterrupted["full"]) == (part == "")
