@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tunesmith.errors import InputError
-from tunesmith.storage import to_plain
+from tunesmith.storage import explained, to_plain
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -157,15 +157,16 @@ def _processor() -> str:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object per line, flushed as it is written.
+    """`metrics.jsonl`: one JSON object per line, with the system as soon as it is written.
 
     `offset` is its size in bytes and `seconds` the time of its last line. A log that goes on from a
     checkpoint is cut back to these: what came after is written again, so no step stands in it twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("ab")
+    def __init__(self, path: Path, mend: str = "") -> None:
+        self._path, self._mend = path, mend
+        # Without a buffer: what a full disk did not take must not be tried again at the end.
+        self._file = path.open("ab", buffering=0)
         self._start = time.monotonic()
         self.offset, self.seconds = path.stat().st_size, 0.0
 
@@ -187,13 +188,19 @@ class MetricsLog:
     def write(self, **values: Any) -> None:
         self.seconds = round(time.monotonic() - self._start, 3)
         line = json.dumps({"time": self.seconds, **to_plain(values)}, allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
+        with self._explained():
+            left = memoryview(line.encode())
+            while left:
+                left = left[self._file.write(left) :]
         self.offset += len(line)
 
     def sync(self) -> None:
         """On the disk, not only with the system."""
-        os.fsync(self._file.fileno())
+        with self._explained():
+            os.fsync(self._file.fileno())
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self._path.name, self._path.parent, self._mend)
 
     def close(self) -> None:
         self._file.close()

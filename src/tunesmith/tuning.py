@@ -141,7 +141,7 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool) ->
         config, prepared.network, prepared.split, rows, prepared.plan.learning_rate, prepared.plan.dtype
     )
     start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network)))
-    log = MetricsLog(folder / METRICS)
+    log = MetricsLog(folder / METRICS, how_to_go_on(folder))
     try:
         origins = [str(row.origin) for row in prepared.split.train.rows]
         watch = Watch(

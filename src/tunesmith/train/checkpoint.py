@@ -70,12 +70,13 @@ def save_checkpoint(folder: Path, state: State, mend: str = "") -> Path:
     """
     final = _free_name(folder, state.step)
     check_space(folder, estimate_bytes(state.parameters), f"the checkpoint of step {state.step}")
-    with explained(f"the checkpoint of step {state.step}", folder, mend), sealed(final) as partial:
-        save_file({name: _plain(p) for name, p in state.parameters}, partial / WEIGHTS)
-        save_file(_optimizer_tensors(state), partial / OPTIMIZER)
-        save_file(generators.capture(state.device), partial / GENERATORS)
-        write_json(partial / STATE, state.progress)
-    _rotate(folder, {final, find_checkpoint(folder, state.progress.outcome.best_step)})
+    with explained(f"The checkpoint of step {state.step}", folder, mend):
+        with sealed(final) as partial:
+            save_file({name: _plain(p) for name, p in state.parameters}, partial / WEIGHTS)
+            save_file(_optimizer_tensors(state), partial / OPTIMIZER)
+            save_file(generators.capture(state.device), partial / GENERATORS)
+            write_json(partial / STATE, state.progress)
+        _rotate(folder, {final, find_checkpoint(folder, state.progress.outcome.best_step)})
     return final
 
 
