@@ -35,6 +35,7 @@ app = App(
     help="Specialise a pretrained language model on your own data, and see, measured, whether it was worth it.",
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # we say what is saved, and by which signal
 )
 # Without a terminal nobody needs lines broken at 80 columns.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -7,6 +7,8 @@ a second and not ten. It runs the command line as a user would.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -81,13 +83,32 @@ def command(method: str, place: Path, output: Path) -> list[str]:
 class Attempt:
     """One process at work on a command. `is_saving` is true while it writes a checkpoint."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, sabotage: str = "", stop_after: int = 0) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        sabotage: str = "",
+        stop_after: int = 0,
+        linger: tuple[str, int] = ("", 0),
+    ) -> None:
+        """`linger` names a function (module.name) and its call, from 1, that takes half a second longer; meanwhile
+        `has_come` is true."""
         context = prepare_server()
-        self._saving = context.RawValue("i", 0)
-        self.num_saves = context.RawValue("i", 0)
-        shared = (self._saving, self.num_saves)
-        self.process = context.Process(target=_work, args=(list(arguments), log, shared, sabotage, stop_after))
+        self._saving, self.num_saves, self._come = (context.RawValue("i", 0) for _ in range(3))
+        shared = (self._saving, self.num_saves, self._come)
+        hooks = (sabotage, stop_after, linger)
+        self.process = context.Process(target=_work, args=(list(arguments), log, shared, hooks))
         self.process.start()
+
+    def signal_when_come(self, *numbers: int) -> int:
+        """Sends signals once the process lingers; returns its exit code."""
+        deadline = time.monotonic() + 60
+        while not self._come.value and self.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for number in numbers:
+            time.sleep(0.1)
+            os.kill(self.process.pid, number)
+        return self.finish(30)
 
     @property
     def is_saving(self) -> bool:
@@ -121,17 +142,38 @@ class Attempt:
         return self.is_saving
 
 
-def _work(arguments: list[str], log: Path, shared: Any, sabotage: str, stop_after: int) -> None:
-    """The life of an attempt. With `stop_after` it is killed as the checkpoint after so many begins."""
+def _linger(place: str, call: int, come: Any) -> None:
+    """Makes one call of a function wait before it begins."""
+    module, _, name = place.rpartition(".")
+    owner = importlib.import_module(module)
+    function, count = getattr(owner, name), itertools.count(1)
+
+    def slow(*given: Any, **more: Any) -> Any:
+        if next(count) == call:
+            come.value = 1
+            for _ in range(50):
+                time.sleep(0.01)
+        return function(*given, **more)
+
+    setattr(owner, name, slow)
+
+
+def _work(arguments: list[str], log: Path, shared: Any, hooks: tuple[str, int, tuple[str, int]]) -> None:
+    """The life of an attempt; `hooks` are its sabotage, stop_after and linger.
+
+    With `stop_after` it is killed as the checkpoint after so many begins.
+    """
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(2)
     from tests.faults import sabotages
+
     from tunesmith import cli
     from tunesmith.train import saver
 
-    saving, num_saves = shared
+    saving, num_saves, come = shared
+    sabotage, stop_after, (place, call) = hooks
     save = saver.save_checkpoint
 
     def watched(*given: Any) -> Path:
@@ -145,6 +187,8 @@ def _work(arguments: list[str], log: Path, shared: Any, sabotage: str, stop_afte
     saver.save_checkpoint = watched
     if sabotage:
         sabotages.SABOTAGES[sabotage]()
+    if place:
+        _linger(place, call, come)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     cli.main(arguments)
 

@@ -311,7 +311,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.write_bytes(raw)
-    with pytest.raises(InputError, match="adapter_model.safetensors: its sha256 is not the one it was written with"):
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: its sha256 is not the one it was written with"):
         _ = Run.open(run.folder).network
 
 
