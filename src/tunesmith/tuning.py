@@ -110,10 +110,13 @@ def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, br
     method = find_method(config.method)
     with listening():
         place = choose_place(config, method.name)
-        if place.content == "finished run" and place.goes_on:
-            say(f"{place.folder} is finished already")
-            return Run.open(place.folder)
         parts = load_split(config) if parts is None else parts
+        if place.content == "finished run" and place.goes_on:
+            finished = Run.open(place.folder)
+            if finished.manifest["data"]["fingerprints"] == _fingerprints(parts):
+                say(f"{place.folder} is finished already")
+                return finished
+            place = place.replaced(config)
         prepared = prepare(place.as_begun(config), method, parts)
         if not quiet:
             _announce(prepared, brief)
@@ -157,6 +160,10 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool) ->
             return fit(prepared.network, prepared.train, prepared.plan, watch, start)
     finally:
         log.close()
+
+
+def _fingerprints(parts: Split) -> dict[str, str]:
+    return {name: getattr(parts, name).fingerprint for name in ("train", "validation", "test")}
 
 
 def prepare(config: TrainingConfig, method: Method, parts: Split) -> Prepared:
@@ -283,9 +290,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
         "data": {
             "name": config.data,
             "recognised": prepared.split.train.recognised,
-            "fingerprints": {
-                part: getattr(prepared.split, part).fingerprint for part in ("train", "validation", "test")
-            },
+            "fingerprints": _fingerprints(prepared.split),
         },
         "learning_rate": prepared.plan.learning_rate,
         "trainable_parameters": num_trained,

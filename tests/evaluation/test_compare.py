@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,21 +117,49 @@ def test_another_setting_runs_again(finished: Comparison, model: Path, data: Pat
     assert (first.folder / "methods/bitfit/system.json").stat().st_mtime_ns > stamp
 
 
-def test_a_killed_method_is_reported_and_the_rest_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
-    """A real SIGKILL to the process of the first method, as the kernel does when memory runs out."""
+STOPPING = [
+    # To the first method as the kernel does it when memory runs out; then to the comparison, politely or not.
+    pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param(getattr(signal, "SIGKILL", 9), marks=pytest.mark.soak),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_killed_method_does_not_stop_the_others_and_a_stopped_comparison_goes_on(
+    number: int, model: Path, data: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "tunesmith.cli", "compare", "--model", str(model), "--data", str(data)]
     command += ["--methods", "full,bitfit", "--baselines", "majority", "--output", str(tmp_path / "out")]
-    command += ["--num-train-epochs", "400", "--early-stopping-patience", "400", "--precision", "fp32", "--json"]
+    command += ["--num-train-epochs", "400", "--max-steps", "150", "--save-steps", "10", "--precision", "fp32"]
+    command += ["--early-stopping-patience", "400"]
     environment = os.environ | {"PYTHONPATH": str(Path(tunesmith.__file__).parents[1])}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
-        log = tmp_path / "out/methods/full/run/metrics.jsonl"
-        wait_until(lambda: log.exists() and log.stat().st_size > 2000)
-        os.kill(find_writer(log), signal.SIGKILL)
-        wait_until((tmp_path / "out/methods/bitfit/run/metrics.jsonl").exists)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode == 130
-    assert not (tmp_path / "out/methods/full/system.json").exists()
+    full, bitfit = (tmp_path / "out/methods" / name / "run" for name in ("full", "bitfit"))
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as process:
+        kill_at_work(full, signal.SIGKILL)
+        kill_at_work(bitfit, 0)
+        process.send_signal(number)
+        told = process.communicate(timeout=60)[1]
+        assert "[2/3] full: failed: its process was ended by signal 9" in told
+        assert "Traceback" not in told
+        if number == signal.SIGTERM:
+            assert process.returncode == 143
+            assert told.splitlines()[-1].startswith("stopped by SIGTERM. The same command goes on")
+    wait_until(lambda: not find_writers(bitfit / "metrics.jsonl"))  # also when its parent was killed
+    again = subprocess.run(command, check=False, timeout=120, **pipes)  # type: ignore[call-overload]
+    assert again.returncode == 0, again.stderr
+    assert "majority: finished before, not run again" in again.stderr
+    for run in (full, bitfit):
+        assert f"going on with {run} after step " in again.stderr
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "loss" in line] == list(range(1, 151))
+
+
+def kill_at_work(run: Path, number: int) -> None:
+    """A signal to the process that trains a run, once it has a checkpoint."""
+    wait_until(lambda: list(run.glob("checkpoints/step-*")))
+    os.kill(find_writers(run / "metrics.jsonl")[0], number)
 
 
 def wait_until(condition, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
@@ -139,16 +169,15 @@ def wait_until(condition, seconds: float = 60) -> None:  # type: ignore[no-untyp
         time.sleep(0.05)
 
 
-def find_writer(path: Path) -> int:
-    """The process that has a file open."""
+def find_writers(path: Path) -> list[int]:
+    """The processes that have a file open."""
+    found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
+            with suppress(OSError):
                 if any(link.resolve() == path.resolve() for link in (folder / "fd").iterdir()):
-                    return int(folder.name)
-            except OSError:
-                continue
-    raise AssertionError(f"nobody writes {path}")
+                    found.append(int(folder.name))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -174,3 +203,20 @@ def test_a_folder_with_other_files_is_left_alone(model: Path, data: Path, tmp_pa
     with pytest.raises(InputError, match="holds files that are no comparison"):
         compare(settings(model, data, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_damaged_results_are_made_again(
+    finished: Comparison, model: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    config = settings(model, data, folder, methods=("bitfit", "lora"), num_last_layers=99)
+    for name in ("majority", "tf-idf"):
+        file = folder / "baselines" / name / ("predictions.json" if name == "majority" else "system.json")
+        file.write_text(file.read_text()[:-30])
+    again = compare(config)
+    told = capfd.readouterr().err
+    assert "majority: its files in" in told
+    assert "tf-idf: its files in" in told
+    assert told.count("not run again") == 2
+    assert [system.metrics for system in again.systems] == [s.metrics for s in finished.systems if not s.error]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import shlex
 import sys
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import isnan
@@ -23,18 +22,22 @@ from typing import Any
 from tunesmith.config import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, find_baseline
+from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
 from tunesmith.evaluation.metrics import METRICS, Predictions, paired_difference
 from tunesmith.evaluation.report import write_report
-from tunesmith.evaluation.systems import run_baseline, run_method
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import is_encoder, load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
+from tunesmith.runs.folder import locked, look
 from tunesmith.runtime import choose_device, choose_precision, describe_machine
-from tunesmith.storage import to_plain, write_json, write_text
+from tunesmith.signals import listening
+from tunesmith.storage import explained, to_plain, write_json, write_text
 from tunesmith.terminal import say
 from tunesmith.tuning import find_max_length, load_split
 
 RESULT = "comparison.json"
+# Keys that no single system's result depends on, or only by its own entry.
+NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes"}
 REPORT = "report.html"
 
 
@@ -74,18 +77,6 @@ class Comparison:
         return f"<p>{self.verdict.reason}</p>{html}"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One system to run: `key` changes with everything its result depends on."""
-
-    name: str
-    kind: str
-    folder: Path
-    config: CompareConfig
-    parts: Split
-    key: str
-
-
 def compare(config: CompareConfig, parts: Split | None = None) -> Comparison:
     """Runs what is not finished yet and judges all systems on the same test rows.
 
@@ -94,6 +85,11 @@ def compare(config: CompareConfig, parts: Split | None = None) -> Comparison:
     Raises:
         InputError: before any compute is spent, for a wrong model, data, method or baseline.
     """
+    with listening(), _told_how_to_go_on():
+        return _compare(config, parts)
+
+
+def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
     started = time.monotonic()
     folder = config.output or Path("runs") / f"compare-{Path(config.model).name}-{Path(config.data).stem}"
     for name in config.methods:
@@ -101,15 +97,26 @@ def compare(config: CompareConfig, parts: Split | None = None) -> Comparison:
     source = resolve_model(config.model)
     load_config(source, config.model)
     find_max_length(config)
-    _start_server()
+    start_server()
     parts = load_split(config) if parts is None else parts
     jobs = _make_jobs(config, folder, parts)
-    _check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", config.to_yaml())
-    _announce(config, parts, jobs)
-    systems = [_run_or_reuse(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
-    return _conclude(config, folder, parts, systems, time.monotonic() - started)
+    if look(folder) == "files":
+        raise InputError(f"output '{folder}' holds files that are no comparison. Give another --output")
+    with locked(folder):
+        with explained("The comparison", folder):
+            write_text(folder / "config.yaml", config.to_yaml())
+        _announce(config, parts, jobs)
+        systems = [run_or_reuse(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
+        return _conclude(config, folder, parts, systems, time.monotonic() - started)
+
+
+@contextmanager
+def _told_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        stopped.add_note("The same command goes on: what is finished is not run again")
+        raise
 
 
 def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
@@ -130,17 +137,10 @@ def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
 
 def _key(config: CompareConfig, parts: Split, kind: str, name: str) -> str:
     """sha256 over the configuration that bears on this system and over its data."""
-    relevant = config.model_dump(mode="json", exclude={"output", "methods", "baselines", "learning_rates"})
+    relevant = config.model_dump(mode="json", exclude=NO_INPUTS)
     relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name)}
     relevant |= {"data": [part.fingerprint for part in (parts.train, parts.validation, parts.test)]}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_file():
-        raise InputError(f"output '{folder}' is a file; give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
-        raise InputError(f"output '{folder}' holds files that are no comparison. Give another --output")
 
 
 def _announce(config: CompareConfig, parts: Split, jobs: Sequence[Job]) -> None:
@@ -150,100 +150,6 @@ def _announce(config: CompareConfig, parts: Split, jobs: Sequence[Job]) -> None:
     say(f"data     {parts.train.recognised}")
     say(f"split    {parts.note}")
     say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
-
-
-def _run_or_reuse(job: Job, number: int, total: int) -> System:
-    label = f"[{number}/{total}] {job.name}"
-    finished = _read_system(job)
-    if finished is not None:
-        say(f"{label}: finished before, not run again")
-        return finished
-    say(f"{label} ...")
-    system = _run_apart(job)
-    _describe(label, system, job.parts.test.task)
-    return system
-
-
-def _describe(label: str, system: System, task: str) -> None:
-    if system.error:
-        say(f"{label}: failed: {system.error.splitlines()[0]}", style="red")
-        return
-    shown = [f"{name} {interval}" for name, interval in list(system.metrics.items())[:2]]
-    say(f"{label}: {', '.join(shown)} in {system.total_seconds:.0f} s")
-
-
-def _start_server() -> None:
-    """The small server that systems are forked from begins its imports, which take seconds, while we read data."""
-    if sys.platform != "win32":
-        from multiprocessing import forkserver  # does not exist on Windows
-
-        multiprocessing.set_forkserver_preload(["tunesmith.evaluation.systems"])
-        forkserver.ensure_running()
-
-
-def _run_apart(job: Job) -> System:
-    """In a process of its own. Where forking from a small server is possible the imports are shared."""
-    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    process = context.Process(target=_work, args=(job,), name=job.name)
-    process.start()
-    try:
-        process.join()
-    except BaseException:
-        process.terminate()
-        process.join()
-        raise
-    system = _read_system(job, with_errors=True)
-    if system is not None:
-        return system
-    return System(job.name, _kind(job), "", error=_death_note(process.exitcode))
-
-
-def _kind(job: Job) -> Any:
-    return job.kind
-
-
-def _death_note(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        hint = " (often: out of memory)" if exit_code == -9 else ""
-        return f"its process was ended by signal {-exit_code}{hint}"
-    return f"its process ended with code {exit_code} and left no result"
-
-
-def _work(job: Job) -> None:
-    """The life of one system; whatever goes wrong is written down, not raised."""
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        run = run_method if job.kind == "method" else run_baseline
-        system, predictions = run(job.name, job.folder, job.config, job.parts)
-        write_json(job.folder / "predictions.json", predictions.to_mapping())
-    except InputError as error:
-        system = System(job.name, _kind(job), "", error=str(error))
-    except Exception as error:
-        system = System(job.name, _kind(job), "", error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-    write_json(job.folder / "system.json", {"key": job.key, "system": system})
-
-
-def _read_system(job: Job, with_errors: bool = False) -> System | None:
-    path = job.folder / "system.json"
-    if not path.is_file():
-        return None
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved["key"] != job.key or (saved["system"]["error"] and not with_errors):
-        return None
-    return system_from(saved["system"])
-
-
-def system_from(plain: Mapping[str, Any]) -> System:
-    """A System as it was before it became JSON."""
-    values = dict(plain)
-    values["metrics"] = {name: _interval(value) for name, value in plain["metrics"].items()}
-    values["difference"] = None if plain["difference"] is None else _interval(plain["difference"])
-    values["curve"], values["samples"] = tuple(plain["curve"]), tuple(plain["samples"])
-    return System(**values)
-
-
-def _interval(plain: Mapping[str, Any]) -> Interval:
-    return Interval(*(float("nan") if plain[key] is None else plain[key] for key in ("value", "low", "high")))
 
 
 def _conclude(
@@ -342,5 +248,5 @@ class _Judge:
         return paired_difference(self._predictions(system), self._predictions(other), self._metric, self._seed)
 
     def _predictions(self, system: System) -> Predictions:
-        path = self._folder / f"{system.kind}s" / system.name / "predictions.json"
+        path = self._folder / f"{system.kind}s" / system.name / PREDICTIONS
         return Predictions.from_mapping(json.loads(path.read_text(encoding="utf-8")))

@@ -71,7 +71,8 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
 def _tune_config(config: CompareConfig, method: str, folder: Path) -> TuneConfig:
     shared = {name: getattr(config, name) for name in TuneConfig.model_fields if name in CompareConfig.model_fields}
     own = {"method": method, "output": folder, "learning_rate": config.learning_rates.get(method)}
-    return TuneConfig(**shared | own, overwrite=True)
+    # What was interrupted goes on if it was asked the same thing, else it is replaced.
+    return TuneConfig(**shared | own, resume=True, overwrite=True)
 
 
 def _where(config: CompareConfig) -> tuple[torch.device, torch.dtype]:

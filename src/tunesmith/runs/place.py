@@ -36,6 +36,15 @@ class Place:
         precision = run_inputs.read_inputs(self.folder)["precision"]
         return config.model_copy(update={"precision": {"bfloat16": "bf16"}.get(precision, "fp32")})
 
+    def replaced(self, config: TuneConfig) -> Place:
+        """The same folder, for a run on other data than the finished one in it."""
+        if not config.overwrite:
+            raise InputError(
+                f"'{self.folder}' is finished, with other rows than '{config.data}' has now. "
+                "Give another --output, or --overwrite to replace it"
+            )
+        return Place(self.folder, self.content, goes_on=False)
+
 
 def choose_place(config: TuneConfig, method: str) -> Place:
     """The output folder, as given or a free one under runs/.

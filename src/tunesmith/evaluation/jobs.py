@@ -1,0 +1,167 @@
+"""Systems of a comparison at work, each in a process of its own: started, stopped, kept, read back.
+
+Its peak memory is its own, and one that fails or is killed does not lose the others. What is finished is not
+run again when the command is repeated; a method that was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config import CompareConfig
+from tunesmith.errors import InputError
+from tunesmith.evaluation.systems import run_baseline, run_method
+from tunesmith.records import Interval, Split, System
+from tunesmith.signals import Stopped, listening
+from tunesmith.storage import sha256_of, write_json
+from tunesmith.terminal import say
+
+RESULT = "system.json"
+PREDICTIONS = "predictions.json"
+# A checkpoint is made within them; a system that takes longer to stop is not waited for.
+SECONDS_TO_STOP = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One system to run: `key` changes with everything its result depends on."""
+
+    name: str
+    kind: str
+    folder: Path
+    config: CompareConfig
+    parts: Split
+    key: str
+
+
+def run_or_reuse(job: Job, number: int, total: int) -> System:
+    label = f"[{number}/{total}] {job.name}"
+    finished = _read_system(job)
+    if finished is not None:
+        say(f"{label}: finished before, not run again")
+        return finished
+    say(f"{label} ...")
+    system = _run_apart(job)
+    _describe(label, system, job.parts.test.task)
+    return system
+
+
+def _describe(label: str, system: System, task: str) -> None:
+    if system.error:
+        say(f"{label}: failed: {system.error.splitlines()[0]}", style="red")
+        return
+    shown = [f"{name} {interval}" for name, interval in list(system.metrics.items())[:2]]
+    say(f"{label}: {', '.join(shown)} in {system.total_seconds:.0f} s")
+
+
+def start_server() -> None:
+    """The small server that systems are forked from begins its imports, which take seconds, while we read data."""
+    if sys.platform != "win32":
+        from multiprocessing import forkserver  # does not exist on Windows
+
+        multiprocessing.set_forkserver_preload(["tunesmith.evaluation.systems"])
+        forkserver.ensure_running()
+
+
+def _run_apart(job: Job) -> System:
+    """In a process of its own. Where forking from a small server is possible the imports are shared."""
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    process = context.Process(target=_work, args=(job,), name=job.name)
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join(SECONDS_TO_STOP)
+        process.kill()
+        raise
+    system = _read_system(job, with_errors=True)
+    if system is not None:
+        return system
+    return System(job.name, _kind(job), "", error=_death_note(process.exitcode))
+
+
+def _kind(job: Job) -> Any:
+    return job.kind
+
+
+def _death_note(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        hint = " (often: out of memory)" if exit_code == -9 else ""
+        return f"its process was ended by signal {-exit_code}{hint}"
+    return f"its process ended with code {exit_code} and left no result"
+
+
+def _work(job: Job) -> None:
+    """The life of a system's process."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    try:
+        with listening():
+            _run_system(job)
+    except KeyboardInterrupt as stopped:
+        sys.exit(stopped.exit_code if isinstance(stopped, Stopped) else 130)
+
+
+def _follow_parent() -> None:
+    """When the comparison is killed, what it has started saves its state and ends too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _run_system(job: Job) -> None:
+    """Whatever goes wrong is written down, not raised."""
+    digest = ""
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / RESULT).unlink(missing_ok=True)
+        run = run_method if job.kind == "method" else run_baseline
+        system, predictions = run(job.name, job.folder, job.config, job.parts)
+        write_json(job.folder / PREDICTIONS, predictions.to_mapping())
+        digest = sha256_of(job.folder / PREDICTIONS)
+    except InputError as error:
+        system = System(job.name, _kind(job), "", error=str(error))
+    except Exception as error:
+        system = System(job.name, _kind(job), "", error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    write_json(job.folder / RESULT, {"key": job.key, "system": system, "predictions_sha256": digest})
+
+
+def _read_system(job: Job, with_errors: bool = False) -> System | None:
+    """What a system came to; None when it is not finished, was asked another thing, or is damaged."""
+    path = job.folder / RESULT
+    if not path.is_file():
+        return None
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["key"] != job.key or (saved["system"]["error"] and not with_errors):
+            return None
+        system = system_from(saved["system"])
+        if system.error or sha256_of(job.folder / PREDICTIONS) == saved["predictions_sha256"]:
+            return system
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    say(f"{job.name}: its files in {job.folder} are damaged, so it is run again", style="yellow")
+    return None
+
+
+def system_from(plain: Mapping[str, Any]) -> System:
+    """A System as it was before it became JSON."""
+    values = dict(plain)
+    values["metrics"] = {name: _interval(value) for name, value in plain["metrics"].items()}
+    values["difference"] = None if plain["difference"] is None else _interval(plain["difference"])
+    values["curve"], values["samples"] = tuple(plain["curve"]), tuple(plain["samples"])
+    return System(**values)
+
+
+def _interval(plain: Mapping[str, Any]) -> Interval:
+    return Interval(*(float("nan") if plain[key] is None else plain[key] for key in ("value", "low", "high")))
