@@ -101,8 +101,14 @@ def read_tune_config(file: Path | None, settings: Mapping[str, Any]) -> TuneConf
     """What goes on with a run, or extends one, takes from its config.yaml what is not given."""
     folder = settings.get("extend") or (settings.get("output") if settings.get("resume") else None)
     earlier = None if folder is None else Path(folder).expanduser() / "config.yaml"
-    if file is not None or earlier is None or not earlier.is_file():
+    if file is not None or earlier is None:
         return TuneConfig.read(file, settings)
+    if not earlier.is_file():
+        if {"model", "model_name_or_path"} & set(settings):
+            return TuneConfig.read(file, settings)
+        raise InputError(
+            f"'{folder}' holds no run to go on with (no config.yaml). To begin one give --model and --data"
+        )
     own = {"output": None, "extend": None, "max_steps": None} if settings.get("extend") else {}
     return TuneConfig.read(earlier, {**own, **settings})
 
@@ -250,6 +256,34 @@ def chat(run: str, /, *, system: str | None = None, temperature: float = 0.0, ma
 
 
 @app.command
+def doctor(folder: Path, /, *, as_json: AsJson = False) -> int:
+    """Verify every file of a run, or of the runs of a comparison, and say what can be saved.
+
+    The exit code is 2 when something is damaged.
+
+    Parameters
+    ----------
+    folder: A run folder, finished or interrupted, or a comparison.
+    """
+    from tunesmith.runs.doctor import examine
+
+    found = examine(folder)
+    if as_json:
+        print_json([{**to_plain(health), "is_whole": health.is_whole} for health in found])
+    for health in [] if as_json else found:
+        out.print(f"{health.folder}: {health.content}, {'whole' if health.is_whole else 'damaged'}", markup=False)
+        for problem in health.problems:
+            out.print(f"  damaged     {problem}", markup=False, style="red")
+        for name, damage in health.checkpoints.items():
+            out.print(f"  checkpoint  {name}: {damage or 'whole'}", markup=False, style="red" if damage else "")
+        for path in health.left_overs:
+            out.print(f"  left over   {path}: of a killed process; it may be removed", markup=False)
+        if health.advice:
+            out.print(f"  {health.advice}", markup=False)
+    return 0 if all(health.is_whole for health in found) else 2
+
+
+@app.command
 def methods(*, as_json: AsJson = False) -> None:
     """List the ways to adjust the weights."""
     from tunesmith.methods.table import METHODS
@@ -302,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code."""
     try:
-        app(_rename(arguments), exit_on_error=False, print_error=False)
+        code = app(_rename(arguments), exit_on_error=False, print_error=False)
     except InputError as error:
         return _complain(str(error))
     except CycloptsError as error:
@@ -312,7 +346,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _complain(message: str, code: int = 2) -> int:

@@ -47,12 +47,12 @@ def prepare_server() -> Any:
     return context
 
 
-def make_base(kind: str, task: Any, folder: Path) -> Path:
+def make_base(kind: str, task: Any, folder: Path, seed: int = 0, dropout: float = 0.1) -> Path:
     """A tiny model of a real class, with dropout."""
-    model: PreTrainedModel = make_model(kind, task)
+    model: PreTrainedModel = make_model(kind, task, seed=seed)
     for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(model.config, key):
-            setattr(model.config, key, 0.1)
+            setattr(model.config, key, dropout)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder

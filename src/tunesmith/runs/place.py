@@ -15,7 +15,7 @@ from tunesmith.runs.folder import CHECKPOINTS, CONFIG, Content, clear, how_to_go
 from tunesmith.runs.run import Run
 from tunesmith.storage import check_seal, check_space, explained, write_text
 from tunesmith.terminal import confirm, say
-from tunesmith.train.checkpoint import Start, find_checkpoint, list_checkpoints, step_of
+from tunesmith.train.checkpoint import Start, find_checkpoint, list_checkpoints, refuse_damage, step_of
 
 # Keys that may differ between the commands that begin and that go on with one run.
 FREE = {"output", "overwrite", "resume", "allow_change", "extend", "save_steps", "save_minutes", "on_nonfinite"}
@@ -139,10 +139,10 @@ def begin(place: Place, config: TuneConfig, inputs: Mapping[str, Any], checkpoin
         changes = run_inputs.find_changes(before, inputs)
         if not (changes and config.overwrite):
             return _go_on(folder, config, before, inputs)
-    clear(folder)
     # The newest, the best and the one being written; and the model itself.
     check_space(folder, 4 * checkpoint_bytes, "the run")
     start = None if config.extend is None else _end_of(Run.open(config.extend))
+    clear(folder)
     with explained("The run", folder):
         _write_config(folder, config)
         run_inputs.write_inputs(folder, inputs, None if start is None else str(start.checkpoint))
@@ -196,4 +196,5 @@ def _end_of(run: Run) -> Start:
     best = find_checkpoint(checkpoints, run.outcome["best_step"] or run.outcome["steps"])
     if best is None:
         raise InputError(f"{run.folder}: its checkpoints were removed, so it cannot be extended")
+    refuse_damage(best)
     return Start(best, extends=True)
