@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -225,21 +226,38 @@ def steps_logged(run: Path) -> list[int]:
     return [line["step"] for line in lines if "loss" in line]
 
 
-def survive(method: str, place: Path, num_kills: int, seed: int) -> tuple[dict[str, str], dict[str, Any]]:
-    """Begins a run, kills it `num_kills` times and lets it end; returns its digest and what was done to it."""
+@dataclass
+class Survival:
+    """What was done to the runs of one command, and the digest of each that has ended."""
+
+    log: Path
+    in_save: int = 0
+    outside: int = 0
+    runs: list[Path] = field(default_factory=list)
+    digests: list[dict[str, str]] = field(default_factory=list)
+
+    def end(self, run: Path) -> None:
+        """Takes note of a finished run and moves it away."""
+        self.digests.append(digest(run))
+        self.runs.append(run.rename(run.with_name(f"{run.name}-{len(self.runs)}")))
+
+
+def survive(method: str, place: Path, num_kills: int, seed: int) -> Survival:
+    """Gives one command again and again and kills it, `num_kills` times in all, and lets the last run end.
+
+    A run that ends before it is killed is noted, and the next one begins.
+    """
     rng = random.Random(f"{method}/{seed}")
-    output, log = place / f"{method}-{seed}", place / f"{method}-{seed}.txt"
+    output, done = place / f"{method}-{seed}", Survival(place / f"{method}-{seed}.txt")
     arguments = command(method, place, output)
-    in_save = outside = 0
-    num_attempts = 0
-    while in_save + outside < num_kills:
-        num_attempts += 1
-        attempt = Attempt(arguments, log)
+    while done.in_save + done.outside < num_kills:
+        attempt = Attempt(arguments, done.log)
         hit = attempt.kill_in_save(rng) if rng.random() < 0.6 else attempt.kill_some_time(rng, 1.2)
-        if attempt.process.exitcode == 0 or (output / "manifest.json").exists():
-            output.rename(output.with_name(f"{output.name}-done-{num_attempts}"))  # it was quicker: begin again
-            continue
-        in_save, outside = in_save + hit, outside + (not hit)
-    last = Attempt(arguments, log)
-    assert last.finish() == 0, log.read_text()[-2000:]
-    return digest(output), {"in_save": in_save, "outside": outside, "log": log, "run": output}
+        if (output / "manifest.json").exists():
+            attempt.process.join()
+            done.end(output)
+        else:
+            done.in_save, done.outside = done.in_save + hit, done.outside + (not hit)
+    assert Attempt(arguments, done.log).finish() == 0, done.log.read_text()[-2000:]
+    done.end(output)
+    return done
