@@ -110,9 +110,14 @@ def find_start(folder: Path) -> str | None:
 
 
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Each changed input with the difference in words."""
-    keys = [key for key in {**before, **now} if key not in TOLD and _core(before.get(key)) != _core(now.get(key))]
-    return {key: _difference(key, before.get(key), now.get(key)) for key in keys}
+    """Each changed input with the difference in words.
+
+    A key that the run was begun without, by an older version, then had what is its default now.
+    """
+    defaults = {key: field.get_default() for key, field in TuneConfig.model_fields.items()}
+    whole = {**{key: defaults.get(key, value) for key, value in now.items()}, **before}
+    keys = [key for key in whole if key not in TOLD and _core(whole[key]) != _core(now.get(key))]
+    return {key: _difference(key, whole[key], now.get(key)) for key in keys}
 
 
 def _core(value: Any) -> Any:
