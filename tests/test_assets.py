@@ -131,6 +131,15 @@ def test_a_damaged_cache_is_made_anew(asset: Asset, damage: str) -> None:
     assert begun() == 2
 
 
+def test_a_flipped_bit_in_the_cache_is_seen(asset: Asset, capfd: pytest.CaptureFixture[str]) -> None:
+    file = fetch(asset) / "rows.jsonl"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-4] + bytes([raw[-4] ^ 1]) + raw[-3:])
+    assert cached_bytes(asset) is not None, "the size does not tell"
+    assert (fetch(asset) / "rows.jsonl").read_bytes() == raw
+    assert "rows.jsonl: its sha256 is not the one it was written with: fetched again" in capfd.readouterr().err
+
+
 def test_another_file_than_the_pinned_one_is_not_used(asset: Asset) -> None:
     with pytest.raises(InputError, match=r"tiny: the downloaded tiny_data.* has sha256 \w{64}, expected 00"):
         fetch(replace(asset, sha256="0" * 64))

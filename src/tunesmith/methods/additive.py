@@ -15,6 +15,8 @@ from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.models.layers import find_layers, freeze_body
 from tunesmith.models.load import Network
+from tunesmith.models.safety import check_folder, refuse_foreign
+from tunesmith.models.weights import read_json, refuse_broken
 from tunesmith.models.wrap import wrap
 from tunesmith.storage import write_json
 
@@ -55,18 +57,28 @@ def save_bottlenecks(network: Network, folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / BOTTLENECK_WEIGHTS)
     first: Any = find_layers(network.model)[0]
     size = first.bottleneck.down.out_features
-    write_json(folder / BOTTLENECK_CONFIG, {"bottleneck_size": size, "base_model": network.source})
+    config = {"bottleneck_size": size, "base_model": network.source, "base_fingerprint": network.fingerprint}
+    write_json(folder / BOTTLENECK_CONFIG, config)
 
 
 def restore_bottlenecks(network: Network, folder: Path) -> None:
-    """Puts saved adapters and head into a freshly loaded base model."""
+    """Puts saved adapters and head into a freshly loaded base model.
+
+    Raises:
+        InputError: the folder is damaged, or the adapters were made for another base model.
+    """
+    check_folder(folder, str(folder))
+    refuse_foreign(network, read_json(folder / BOTTLENECK_CONFIG).get("base_fingerprint", ""), str(folder))
     weights = load_file(folder / BOTTLENECK_WEIGHTS)
-    size = next(w.shape[0] for name, w in weights.items() if name.endswith("bottleneck.down.weight"))
+    refuse_broken(weights.items(), str(folder / BOTTLENECK_WEIGHTS))
+    sizes = [w.shape[0] for name, w in weights.items() if name.endswith("bottleneck.down.weight")]
     freeze_body(network)
-    _insert(network, size)
-    missing = network.model.load_state_dict(weights, strict=False)
-    if missing.unexpected_keys:
-        raise InputError(f"{folder}: adapters for another model; it has no {missing.unexpected_keys[0]}")
+    _insert(network, sizes[0] if sizes else 1)
+    places = {(name, p.shape) for name, p in network.model.named_parameters() if p.requires_grad}
+    strange = sorted(places ^ {(name, tensor.shape) for name, tensor in weights.items()})
+    if strange:
+        raise InputError(f"{folder / BOTTLENECK_WEIGHTS}: adapters for another model, they differ in {strange[0][0]}")
+    network.model.load_state_dict(weights, strict=False)
 
 
 def _insert(network: Network, size: int) -> None:

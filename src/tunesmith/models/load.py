@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,12 @@ from tunesmith.errors import InputError, nearest
 from tunesmith.models.attention import PACKED
 from tunesmith.models.dropout import use_cheap_dropout
 from tunesmith.models.heads import find_head
+from tunesmith.models.hub import fetch_model
 from tunesmith.models.lean import use_lean_layers
+from tunesmith.models.safety import ADAPTER_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, check_folder, has_weights
+from tunesmith.models.template import check_template
+from tunesmith.models.weights import fingerprint, read_json, refuse_broken
+from tunesmith.models.wrap import identify, merge
 from tunesmith.records import Task
 
 # Used, and saved with the run, when a base model brings no chat template: plain text that any
@@ -53,6 +59,7 @@ class Network:
     prefix       knows what the frozen blocks say of rows, while training; or None
     source       the name as the user gave it; `folder` is where it was loaded from
     new_modules  names of modules that had no pretrained weights
+    fingerprint  sha256 of the pretrained weights as they were loaded, without new modules
     """
 
     model: PreTrainedModel
@@ -104,36 +111,67 @@ def position_offset(model: PreTrainedModel) -> int:
 
 
 def resolve_model(name: str) -> str:
-    """The folder or hub name behind what the user gave.
+    """The folder behind what the user gave; a hub model is fetched into the hub's cache.
 
     Raises:
-        InputError: neither a catalogue name, nor a folder with a config.json, nor a hub name.
+        InputError: neither a catalogue name, nor a folder of a model or adapter, nor a hub name.
     """
     if assets.is_model(name):
         return str(assets.model_folder(name))
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-            raise InputError(f"{name}: the folder holds no config.json, so it is not a model")
+        if not (folder / MODEL_CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file():
+            raise InputError(f"{name}: the folder holds no {MODEL_CONFIG}, so it is not a model")
         return str(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
+        return str(fetch_model(name))
     raise InputError(
         f"unknown model '{name}': {nearest(name, assets.MODELS)}. "
         "A folder of a saved model or a hub name (owner/name) works too"
     )
 
 
-def load_config(source: str, given: str) -> PreTrainedConfig:
-    """The model's configuration, or an InputError that says what was tried."""
+def find_base(source: str, given: str) -> str:
+    """The folder of the whole model: `source`, or for an adapter the base that it names. Both are checked.
+
+    Raises:
+        InputError: a hostile or damaged folder, or an adapter whose base cannot be found.
+    """
+    folder = Path(source)
+    check_folder(folder, given)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return source
+    name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not name or not isinstance(name, str):
+        raise InputError(f"{folder / ADAPTER_CONFIG}: names no base model (base_model_name_or_path). Write it there")
+    what = f"'{given}' is an adapter for the base model '{name}'"
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"cannot load model '{given}': {first_line}. Give a catalogue name "
-            f"({', '.join(assets.MODELS)}), a folder, or the name of a model that the hub has"
-        ) from error
+        base = resolve_model(name)
+        check_folder(Path(base), name)
+    except InputError as error:
+        raise InputError(f"{what}, which cannot be used: {error}") from error
+    if (Path(base) / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{what}, which is an adapter itself. Merge one into its base and save the whole model first")
+    return base
+
+
+def load_config(source: str, given: str) -> PreTrainedConfig:
+    """The model's configuration, an adapter's being its base's; or an InputError that says what was tried."""
+    base = find_base(source, given)
+    with _naming(f"cannot load model '{given}'", f"Give a catalogue name ({', '.join(assets.MODELS)}), or another"):
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+
+
+@contextmanager
+def _naming(what: str, mend: str) -> Iterator[None]:
+    """On a damaged configuration transformers raises whatever came of it."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{what}: {first_line}. {mend}") from error
 
 
 def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: torch.dtype | str = "auto") -> Network:
@@ -148,14 +186,9 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
         InputError: unknown model, or one that cannot do the task, or weights that do not fit it.
     """
     source = resolve_model(name)
-    config = load_config(source, name)
-    _refuse_unfit(config, task, name)
-    kwargs: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
-    auto: Any = AutoModelForCausalLM
-    if task != "generation":
-        auto, kwargs = AutoModelForSequenceClassification, kwargs | _head_config(task, class_names)
-    with quietly():
-        model, info = auto.from_pretrained(source, **kwargs)
+    base = find_base(source, name)
+    _refuse_unfit(load_config(base, name), task, name)
+    model, info = _read_model(base, name, task, class_names, dtype)
     network = Network(
         model=model,
         tokenizer=load_tokenizer(source, name, task),
@@ -166,11 +199,41 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
         wrapper=model,
     )
     _check_loaded(network, info)
+    network.fingerprint = fingerprint(model, network.new_modules, name)
+    if base != source:
+        _merge(network, Path(source))
     _agree_on_pad(network)
-    model.set_attn_implementation(PACKED)
-    use_cheap_dropout(model)
-    use_lean_layers(model)
+    network.model.set_attn_implementation(PACKED)
+    use_cheap_dropout(network.model)
+    use_lean_layers(network.model)
     return network
+
+
+def _read_model(
+    folder: str, given: str, task: Task, class_names: Sequence[str], dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers says of keys that were missing or of another size."""
+    if not has_weights(Path(folder)):
+        raise InputError(f"'{given}': no weights in {folder}; {' or '.join(MODEL_WEIGHTS)} should be there")
+    # The attention is exchanged afterwards: what the configuration asks for would be imported, or fetched, in vain.
+    kwargs: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "attn_implementation": "eager"}
+    kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+    auto: Any = AutoModelForCausalLM
+    if task != "generation":
+        auto, kwargs = AutoModelForSequenceClassification, kwargs | _head_config(task, class_names)
+    with _naming(f"cannot load the weights of '{given}'", "Fetch the model again"), quietly():
+        return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
+
+
+def _merge(network: Network, folder: Path) -> None:
+    """An adapter given as a model: its base with the adapter's changes merged into the weights."""
+    with quietly():
+        network.model = network.wrapper = merge(network.model, folder)
+    saved = read_json(folder / ADAPTER_CONFIG).get("modules_to_save") or ()
+    network.new_modules = tuple(name for name in network.new_modules if not set(name.split(".")) & set(saved))
+    refuse_broken(network.model.named_parameters(), network.source)
+    # Not of the merged weights, which are rounded differently from one machine to the next.
+    network.fingerprint = hashlib.sha256(f"{network.fingerprint} {identify(folder)}".encode()).hexdigest()
 
 
 @contextmanager
@@ -188,11 +251,14 @@ def quietly() -> Iterator[None]:
 
 
 def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a pad token and, for generation, a chat template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the tokenizer of '{given}': {str(error).splitlines()[0]}") from error
+    """The tokenizer, with a pad token and, for generation, a chat template. An adapter without one has its base's."""
+    folder = Path(source)
+    check_folder(folder, given)
+    if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        folder = Path(find_base(source, given))
+    with _naming(f"cannot load the tokenizer of '{given}'", "Fetch its files again"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_template(tokenizer.chat_template, given)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if task == "generation" and not tokenizer.chat_template:
@@ -214,27 +280,29 @@ def _refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
 
 def _head_config(task: Task, class_names: Sequence[str]) -> dict[str, Any]:
     if task == "regression":
-        return {"num_labels": 1, "problem_type": "regression", "ignore_mismatched_sizes": True}
+        return {"num_labels": 1, "problem_type": "regression"}
     return {
         "num_labels": len(class_names),
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: index for index, name in enumerate(class_names)},
         "problem_type": "single_label_classification",
-        "ignore_mismatched_sizes": True,
     }
 
 
 def _check_loaded(network: Network, info: dict[str, Any]) -> None:
     """Only a head may be missing from the weights; a body drawn at random would train to nonsense."""
     allowed = network.head_modules
-    missing = sorted(info["missing_keys"])
-    foreign = [key for key in missing if not set(key.split(".")) & set(allowed)]
+    sizes = {name: (tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"]}
+    drawn = sorted({*info["missing_keys"], *sizes})
+    foreign = [key for key in drawn if not set(key.split(".")) & set(allowed)]
     if foreign:
+        first = foreign[0]
+        found = f", there {sizes[first][0]}, here {sizes[first][1]}" if first in sizes else ""
         raise InputError(
             f"'{network.source}': the weights lack {len(foreign)} tensors of "
-            f"{type(network.model).__name__}, for example {foreign[0]}. They belong to another architecture"
+            f"{type(network.model).__name__}, for example {first}{found}. They belong to another architecture"
         )
-    network.new_modules = tuple(sorted({key.rpartition(".")[0] for key in missing}))
+    network.new_modules = tuple(sorted({key.rpartition(".")[0] for key in drawn}))
 
 
 def _agree_on_pad(network: Network) -> None:

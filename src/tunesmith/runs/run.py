@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.errors import InputError
 from tunesmith.methods.table import METHODS
 from tunesmith.models.load import Network, load_network, load_tokenizer
+from tunesmith.models.safety import refuse_foreign
 from tunesmith.runs.folder import CHECKPOINTS, MANIFEST, METRICS, how_to_go_on, look
 from tunesmith.runtime import choose_device
 from tunesmith.storage import find_damage
@@ -84,6 +85,7 @@ def load_run(run: Run) -> Network:
     base = str(run.folder) if saving.restore is None else manifest["parent"]["name"]
     network = load_network(base, manifest["task"], manifest["class_names"])
     if saving.restore is not None:
+        refuse_foreign(network, manifest["parent"].get("fingerprint", ""), f"the adapter in {run.folder}")
         saving.restore(network, run.folder)
         network.tokenizer = load_tokenizer(str(run.folder), str(run.folder), network.task)
     network.source = str(run.folder)
