@@ -157,6 +157,17 @@ def test_an_adapter_given_as_model_is_its_base_with_the_adapter_merged(clean: Pa
     assert network.fingerprint == load_network(str(adapter), "generation").fingerprint != base.fingerprint
 
 
+def test_the_adapter_of_a_classifier_brings_its_head(clean: Path, tmp_path: Path) -> None:
+    network = load_network(str(clean), "classification", ("a", "b"))
+    METHODS["lora"].apply(network, settings("lora"))
+    METHODS["lora"].saving.save(network, tmp_path / "adapter")
+    merged = load_network(str(tmp_path / "adapter"), "classification", ("a", "b"))
+    assert merged.new_modules == ()
+    torch.testing.assert_close(merged.model.score.weight, network.model.score.modules_to_save["default"].weight)
+    said = refusal(load_network, str(tmp_path / "adapter"), "classification", ("a", "b", "c"))
+    assert "does not fit the base model" in said
+
+
 def test_the_base_of_an_adapter_is_judged_too(folder: Path, canary: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tmp_path / "adapter", folder)
     plant(folder, canary)

@@ -24,8 +24,8 @@ def fetch_model(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except Exception as error:  # beside its own errors the hub's client lets those of its HTTP library through
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"cannot load model '{name}' from the hub: {first_line} Check the name and the connection (HF_HUB_OFFLINE "
+            f"cannot load model '{name}' from the hub: {first_line}. Check the name and the connection (HF_HUB_OFFLINE "
             "forbids one); a model behind a licence needs `hf auth login`; or give a catalogue name or a folder"
         ) from error

@@ -170,7 +170,7 @@ def _naming(what: str, mend: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{what}: {first_line}. {mend}") from error
 
 
