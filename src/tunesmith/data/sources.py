@@ -17,6 +17,7 @@ from tunesmith import assets
 from tunesmith.data.formats import list_problems, recognise
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Examples, Origin, RawRow, Task
+from tunesmith.storage import each_key_once
 
 READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 # One field may be a whole book; csv's own limit of 128 KiB would refuse it.
@@ -196,7 +197,7 @@ def _read_json_lines(text: str, path: Path, problems: list[str]) -> Iterator[Raw
 
 def _read_json(text: str, path: Path, problems: list[str]) -> Iterator[RawRow]:
     """A list of objects; rows are named by the line on which each begins."""
-    decoder = json.JSONDecoder(object_pairs_hook=_refuse_twice, parse_constant=_refuse_constant)
+    decoder = json.JSONDecoder(object_pairs_hook=each_key_once, parse_constant=_refuse_constant)
     place = text.find("[") + 1
     if place == 0 or text[: place - 1].strip():
         raise InputError(f"{path}: expected a list of objects; for one object per line use the ending .jsonl")
@@ -217,7 +218,7 @@ def _read_json(text: str, path: Path, problems: list[str]) -> Iterator[RawRow]:
 
 def _parse_json(line: str) -> object:
     try:
-        return json.loads(line, object_pairs_hook=_refuse_twice, parse_constant=_refuse_constant)
+        return json.loads(line, object_pairs_hook=each_key_once, parse_constant=_refuse_constant)
     except ValueError as error:
         raise ValueError(_explain_json(error)) from error
 
@@ -249,15 +250,6 @@ def _refuse_surrogates(value: object) -> None:
     elif isinstance(value, list):
         for item in value:
             _refuse_surrogates(item)
-
-
-def _refuse_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key '{key}' stands twice")
-        found[key] = value
-    return found
 
 
 def _refuse_constant(name: str) -> object:

@@ -146,12 +146,13 @@ def _read_system(job: Job, with_errors: bool = False) -> System | None:
         if saved["key"] != job.key or (saved["system"]["error"] and not with_errors):
             return None
         system = system_from(saved["system"])
-        if system.error or sha256_of(job.folder / PREDICTIONS) == saved["predictions_sha256"]:
-            return system
+        is_intact = bool(system.error) or sha256_of(job.folder / PREDICTIONS) == saved["predictions_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    say(f"{job.name}: its files in {job.folder} are damaged, so it is run again", style="yellow")
-    return None
+        is_intact = False
+    if not is_intact:
+        say(f"{job.name}: its files in {job.folder} are damaged, so it is run again", style="yellow")
+        return None
+    return system
 
 
 def system_from(plain: Mapping[str, Any]) -> System:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -15,8 +16,11 @@ WANTED += ["*.safetensors", "*.safetensors.index.json", "*.model", "*.txt", "*.j
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 
 
+@cache
 def fetch_model(name: str) -> Path:
     """The folder of a hub model in the hub's cache; without a network what is there is taken.
+
+    One command asks for its model several times; the hub is asked once.
 
     Raises:
         InputError: the hub has no such model, does not let you have it, or cannot be reached.

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from tunesmith.errors import InputError
+from tunesmith.storage import each_key_once
 
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 LARGEST_JSON = 50_000_000  # bytes; the longest vocabularies take some 20 MB
@@ -65,7 +66,7 @@ def check_safetensors(path: Path) -> None:
         length = int.from_bytes(start, "little")
         if length > min(LARGEST_HEADER, size - 8):
             raise InputError(f"{path}: {_say_no_header(start, length, size)}")
-        header = _parse(file.read(length), path, "the header", _each_once)
+        header = _parse(file.read(length), path, "the header", each_key_once)
     _check_places(header, size - 8 - length, path)
 
 
@@ -154,16 +155,6 @@ def _parse(
     if not isinstance(value, dict):
         raise InputError(f"{path}: {what} should hold a JSON object, it holds a {type(value).__name__}. {FETCH_AGAIN}")
     return value
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers differ in which of two equal keys counts: this one might see a harmless one."""
-    made: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in made:
-            raise ValueError(f"the key '{name}' stands twice")
-        made[name] = value
-    return made
 
 
 def fingerprint(model: nn.Module, without: Sequence[str] = (), given: str = "the model") -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.errors import InputError
-from tunesmith.runs.folder import CHECKPOINTS, INPUTS, LOCK, MANIFEST, METRICS, how_to_go_on, look, refuse_locked
+from tunesmith.runs.folder import CHECKPOINTS, INPUTS, MANIFEST, METRICS, how_to_go_on, is_locked, look, name_owner
 from tunesmith.runs.inputs import read_inputs
-from tunesmith.runs.run import read_manifest
-from tunesmith.storage import PARTIAL, check_seal, find_damage
+from tunesmith.runs.run import find_damaged_files, read_manifest
+from tunesmith.storage import PARTIAL, check_seal
 from tunesmith.train.checkpoint import STATE, list_checkpoints
 
 
@@ -24,6 +24,7 @@ class Health:
     problems: list[str] = field(default_factory=list)
     checkpoints: dict[str, str] = field(default_factory=dict)
     left_overs: list[str] = field(default_factory=list)
+    is_at_work: bool = False
     advice: str = ""
 
     @property
@@ -51,6 +52,9 @@ def examine(folder: str | Path) -> list[Health]:
 
 def _examine_run(folder: Path) -> Health:
     health = Health(folder, look(folder))
+    health.is_at_work = health.content == "interrupted run" and is_locked(folder)
+    if health.is_at_work:
+        health.content = f"run at work (in use by {name_owner(folder)})"
     health.checkpoints = {
         path.name: next(iter(check_seal(path)), "") for path in list_checkpoints(folder / CHECKPOINTS)
     }
@@ -64,11 +68,6 @@ def _find_problems(folder: Path, health: Health) -> Iterator[str]:
     if health.content == "finished run":
         yield from _find_damaged_files(folder)
         return
-    if (folder / LOCK).is_file():
-        try:
-            refuse_locked(folder)
-        except InputError as error:
-            health.content = f"run at work ({str(error).partition(' is ')[2].partition('. ')[0]})"
     try:
         read_inputs(folder)
     except InputError as error:
@@ -83,9 +82,7 @@ def _find_damaged_files(folder: Path) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
-    # Files of checkpoints are named by their own seals.
-    files = {name: file for name, file in manifest["files"].items() if not name.startswith(f"{CHECKPOINTS}/")}
-    yield from find_damage(folder, files)
+    yield from find_damaged_files(folder, manifest)
 
 
 def _find_lost_lines(folder: Path, checkpoint: Path) -> Iterator[str]:
@@ -97,7 +94,7 @@ def _find_lost_lines(folder: Path, checkpoint: Path) -> Iterator[str]:
 
 
 def _advise(health: Health) -> str:
-    if health.content.startswith("run at work"):
+    if health.is_at_work:
         return "Leave it alone until it has ended"
     if health.content == "finished run":
         return _advise_finished(health)

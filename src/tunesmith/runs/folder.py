@@ -66,11 +66,9 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with explained("The run", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(_in_use(folder)) from None
+        lock = _take(folder)
+    if lock is None:
+        raise InputError(_in_use(folder))
     try:
         with explained("The run", folder):
             write_json(folder / OWNER, _describe_self())
@@ -80,24 +78,46 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _take(folder: Path) -> FileLock | None:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody is at work in a folder; nothing in it is changed."""
+    if not (folder / LOCK).is_file() or not os.access(folder / LOCK, os.W_OK):
+        return False
+    lock = _take(folder)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
 def refuse_locked(folder: Path) -> None:
     """Raises an InputError when somebody is at work in a folder."""
-    if (folder / LOCK).is_file() and os.access(folder, os.W_OK):
-        with locked(folder):
-            pass
+    if is_locked(folder):
+        raise InputError(_in_use(folder))
 
 
 def _describe_self() -> dict[str, object]:
     return {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def _in_use(folder: Path) -> str:
+def name_owner(folder: Path) -> str:
+    """Who holds the lock of a folder, in words."""
     try:
         owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
     except (OSError, ValueError, KeyError):
-        who = "another process"
-    return f"output '{folder}' is in use by {who}. Wait for it, end it, or give another --output"
+        return "another process"
+
+
+def _in_use(folder: Path) -> str:
+    return f"output '{folder}' is in use by {name_owner(folder)}. Wait for it, end it, or give another --output"
 
 
 def clear(folder: Path) -> None:

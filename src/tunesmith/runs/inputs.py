@@ -23,12 +23,11 @@ from tunesmith.runs.folder import INPUTS
 from tunesmith.runtime import versions
 from tunesmith.storage import write_json
 
-# Where the run is, how it is watched, and names whose content is compared instead.
-NO_INPUTS = (
-    *("output", "overwrite", "resume", "allow_change", "extend", "save_steps", "save_minutes", "on_nonfinite"),
-    *("model", "data", "eval_data", "columns", "task", "max_train_samples", "max_validation_samples"),
-    *("max_test_samples", "device", "precision", "learning_rate"),
-)
+# Keys that may differ between the commands that begin and that go on with one run: where it is, how it is watched.
+FREE = {"output", "overwrite", "resume", "allow_change", "extend", "save_steps", "save_minutes", "on_nonfinite"}
+# Keys whose content is compared, or what was chosen for them, and not the words.
+COMPARED_OTHERWISE = {"model", "data", "eval_data", "columns", "task", "device", "precision", "learning_rate"}
+COMPARED_OTHERWISE |= {"max_train_samples", "max_validation_samples", "max_test_samples"}
 PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft")
 # Recorded, but a difference is only told: the last bits may differ then.
 TOLD = ("threads",)
@@ -44,7 +43,7 @@ def describe_inputs(
 ) -> dict[str, Any]:
     """Every input by the name under which a change of it is allowed."""
     installed = versions()
-    settings = config.model_dump(mode="json", exclude=set(NO_INPUTS))
+    settings = config.model_dump(mode="json", exclude=FREE | COMPARED_OTHERWISE)
     return {
         "model": {"name": config.model, "fingerprint": network.fingerprint},
         "data": {

@@ -15,10 +15,7 @@ from tunesmith.runs.folder import CHECKPOINTS, CONFIG, Content, clear, how_to_go
 from tunesmith.runs.run import Run
 from tunesmith.storage import check_seal, check_space, explained, write_text
 from tunesmith.terminal import confirm, say
-from tunesmith.train.checkpoint import Start, find_checkpoint, list_checkpoints, refuse_damage, step_of
-
-# Keys that may differ between the commands that begin and that go on with one run.
-FREE = {"output", "overwrite", "resume", "allow_change", "extend", "save_steps", "save_minutes", "on_nonfinite"}
+from tunesmith.train.checkpoint import Start, find_checkpoint, find_newest, list_checkpoints, refuse_damage, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +97,8 @@ def _is_same(folder: Path, config: TuneConfig) -> bool:
     Raises:
         InputError: it is another one.
     """
-    was = TuneConfig.read(folder / CONFIG).model_dump(exclude=FREE)
-    changed = [key for key, value in config.model_dump(exclude=FREE).items() if value != was[key]]
+    was = TuneConfig.read(folder / CONFIG).model_dump(exclude=run_inputs.FREE)
+    changed = [key for key, value in config.model_dump(exclude=run_inputs.FREE).items() if value != was[key]]
     if changed and not config.overwrite:
         key = changed[0]
         raise InputError(
@@ -112,7 +109,7 @@ def _is_same(folder: Path, config: TuneConfig) -> bool:
 
 
 def _how_far(folder: Path) -> str:
-    newest = next(reversed(list_checkpoints(folder / CHECKPOINTS)), None)
+    newest = find_newest(folder / CHECKPOINTS)
     return "was interrupted " + ("before its first checkpoint" if newest is None else f"after step {step_of(newest)}")
 
 
@@ -138,7 +135,11 @@ def begin(place: Place, config: TuneConfig, inputs: Mapping[str, Any], checkpoin
         before = run_inputs.read_inputs(folder)
         changes = run_inputs.find_changes(before, inputs)
         if not (changes and config.overwrite):
-            return _go_on(folder, config, before, inputs)
+            run_inputs.refuse_changes(folder, changes, config.allow_change, known=inputs)
+            if before["threads"] != inputs["threads"]:
+                told = f"{inputs['threads']} threads instead of {before['threads']}"
+                say(f"{told}: the last bits of the weights may differ")
+            return _go_on(folder, config, inputs, changes)
     # The newest, the best and the one being written; and the model itself.
     check_space(folder, 4 * checkpoint_bytes, "the run")
     start = None if config.extend is None else _end_of(Run.open(config.extend))
@@ -149,11 +150,7 @@ def begin(place: Place, config: TuneConfig, inputs: Mapping[str, Any], checkpoin
     return start
 
 
-def _go_on(folder: Path, config: TuneConfig, before: Mapping[str, Any], inputs: Mapping[str, Any]) -> Start | None:
-    changes = run_inputs.find_changes(before, inputs)
-    run_inputs.refuse_changes(folder, changes, config.allow_change, known=inputs)
-    if before["threads"] != inputs["threads"]:
-        say(f"{inputs['threads']} threads instead of {before['threads']}: the last bits of the weights may differ")
+def _go_on(folder: Path, config: TuneConfig, inputs: Mapping[str, Any], changes: Mapping[str, str]) -> Start | None:
     newest = find_newest_intact(folder / CHECKPOINTS)
     step = 0 if newest is None else step_of(newest)
     with explained("The run", folder):

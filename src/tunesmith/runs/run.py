@@ -69,6 +69,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def find_damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a run's own files. Checkpoints have seals of their own, verified by who goes on from them."""
+    own = {name: file for name, file in manifest["files"].items() if not name.startswith(f"{CHECKPOINTS}/")}
+    return find_damage(folder, own)
+
+
 def load_run(run: Run) -> Network:
     """The tuned network of a run folder, ready to predict on the best device.
 
@@ -76,9 +82,7 @@ def load_run(run: Run) -> Network:
         InputError: the base model is gone or another one, or files do not match the manifest.
     """
     manifest = run.manifest
-    # Checkpoints are verified by those who go on from them.
-    files = {name: file for name, file in manifest["files"].items() if not name.startswith(f"{CHECKPOINTS}/")}
-    damage = find_damage(run.folder, files)
+    damage = find_damaged_files(run.folder, manifest)
     if damage:
         raise InputError(f"{damage[0]}. Changed since the run was saved: see tunesmith doctor {run.folder}")
     saving = METHODS[manifest["method"]].saving

@@ -148,6 +148,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for match, path in sorted(found, key=lambda item: (int(item[0][1]), int(item[0][2] or 0)))]
 
 
+def find_newest(folder: Path) -> Path | None:
+    return next(reversed(list_checkpoints(folder)), None)
+
+
 def find_checkpoint(folder: Path, step: int) -> Path | None:
     """The last checkpoint made at a step."""
     return next((path for path in reversed(list_checkpoints(folder)) if step_of(path) == step), None)

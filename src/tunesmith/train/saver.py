@@ -23,7 +23,7 @@ class Saver:
 
     def is_due(self, state: State) -> bool:
         step, progress = state.step, state.progress
-        if step == 0 or self._saved == self._moment(state):
+        if self._has_nothing_new(state):
             return False
         is_best = progress.evaluated == progress.outcome.best_step == step
         is_turn = self._save_steps is not None and step % self._save_steps == 0
@@ -35,7 +35,7 @@ class Saver:
         Raises:
             InputError: the disk is full or refuses.
         """
-        if state.step == 0 or self._saved == self._moment(state):
+        if self._has_nothing_new(state):
             return
         started = time.monotonic()
         self._log.sync()  # no checkpoint knows of lines that a power cut could take
@@ -46,6 +46,9 @@ class Saver:
 
     def note_saved(self, state: State) -> None:
         self._saved, self._last = self._moment(state), time.monotonic()
+
+    def _has_nothing_new(self, state: State) -> bool:
+        return state.step == 0 or self._saved == self._moment(state)
 
     @staticmethod
     def _moment(state: State) -> tuple[int, int]:
