@@ -83,9 +83,10 @@ def given(settings: Mapping[str, Any]) -> dict[str, Any]:
 @flags_of(TuneConfig)
 def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
     """Tune a model on data by one method, and save the run."""
+    from tunesmith.runs.place import read_config
     from tunesmith.tuning import tune as run_stage
 
-    run = run_stage(read_tune_config(config, given(settings)))
+    run = run_stage(read_config(config, given(settings)))
     if as_json:
         return print_json({"folder": run.folder, **run.manifest})
     curve = run.outcome["curve"]
@@ -95,22 +96,6 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
     out.print(f"saved   {run.folder}")
     verb = "chat" if run.manifest["task"] == "generation" else "predict"
     out.print(f"next    tunesmith {verb} {run.folder}")
-
-
-def read_tune_config(file: Path | None, settings: Mapping[str, Any]) -> TuneConfig:
-    """What goes on with a run, or extends one, takes from its config.yaml what is not given."""
-    folder = settings.get("extend") or (settings.get("output") if settings.get("resume") else None)
-    earlier = None if folder is None else Path(folder).expanduser() / "config.yaml"
-    if file is not None or earlier is None:
-        return TuneConfig.read(file, settings)
-    if not earlier.is_file():
-        if {"model", "model_name_or_path"} & set(settings):
-            return TuneConfig.read(file, settings)
-        raise InputError(
-            f"'{folder}' holds no run to go on with (no config.yaml). To begin one give --model and --data"
-        )
-    own = {"output": None, "extend": None, "max_steps": None} if settings.get("extend") else {}
-    return TuneConfig.read(earlier, {**own, **settings})
 
 
 def best_loss(curve: Sequence[Mapping[str, float]]) -> float:

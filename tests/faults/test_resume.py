@@ -235,13 +235,18 @@ def test_the_doctor_says_what_can_be_saved(
     assert digest(run) == whole
 
 
-def test_a_finished_run_is_extended_only_explicitly(place: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_extended_only_explicitly(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tune(settings(place, tmp_path / "run", learning_rate=0.005), quiet=True)
     with pytest.raises(InputError, match=r"is finished, with num_train_epochs 3\.0, not 5\.0\. To train it further"):
         tune(settings(place, run.folder, learning_rate=0.005, num_train_epochs=5, resume=True), quiet=True)
-    assert (
-        run_command(["tune", "--extend", str(run.folder), "--output", str(tmp_path / "more"), "--max-steps", "4"]) == 0
-    )
+    extend = ["tune", "--extend", str(run.folder), "--output", str(tmp_path / "more")]
+    assert run_command(extend) == 2
+    assert "say for how long" in capsys.readouterr().err
+    with pytest.raises(InputError, match="extend: say for how long"):
+        tune(TuneConfig.read(given={"model": "m", "data": "d", "extend": run.folder}), quiet=True)
+    assert run_command([*extend, "--max-steps", "4"]) == 0
     more = Run.open(tmp_path / "more")
     best = run.outcome["best_step"]
     first = {point["step"]: point["validation_loss"] for point in run.outcome["curve"]}[best]

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import TuneConfig
+from tunesmith.config import ALIASES, TuneConfig
 from tunesmith.errors import InputError
 from tunesmith.runs import inputs as run_inputs
 from tunesmith.runs.folder import CHECKPOINTS, CONFIG, Content, clear, how_to_go_on, look, numbered, refuse_locked
@@ -16,6 +16,9 @@ from tunesmith.runs.run import Run
 from tunesmith.storage import check_seal, check_space, explained, write_text
 from tunesmith.terminal import confirm, say
 from tunesmith.train.checkpoint import Start, find_checkpoint, find_newest, list_checkpoints, refuse_damage, step_of
+
+# One of these says how long a training is; a finished run is not extended without a word of it.
+LENGTHS = {"num_train_epochs", "max_steps"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,29 @@ class Place:
         return Place(self.folder, self.content, goes_on=False)
 
 
+def read_config(file: Path | None, given: Mapping[str, Any]) -> TuneConfig:
+    """The configuration of a command: what goes on with a run, or extends one, has from its config.yaml what is not
+    given here.
+
+    Raises:
+        InputError: nothing to go on with, an extension without a length, or as `TuneConfig.read`.
+    """
+    given = {ALIASES.get(key, key): value for key, value in given.items()}
+    extended = given.get("extend")
+    folder = extended or (given.get("output") if given.get("resume") else None)
+    if file is not None or folder is None:
+        return TuneConfig.read(file, given)
+    if extended and not LENGTHS & set(given):
+        raise _without_length(extended)
+    earlier = Path(folder).expanduser() / CONFIG
+    if earlier.is_file():
+        own = {"output": None, "extend": None, "max_steps": None} if extended else {}
+        return TuneConfig.read(earlier, {**own, **given})
+    if "model" in given:
+        return TuneConfig.read(None, given)
+    raise InputError(f"'{folder}' holds no run to go on with (no {CONFIG}). To begin one give --model and --data")
+
+
 def choose_place(config: TuneConfig, method: str) -> Place:
     """The output folder, as given or a free one under runs/.
 
@@ -51,8 +77,8 @@ def choose_place(config: TuneConfig, method: str) -> Place:
     Raises:
         InputError: the folder holds something that would be lost, or somebody is at work in it.
     """
-    if config.extend is not None and config.num_train_epochs == TuneConfig.model_fields["num_train_epochs"].default:
-        _refuse_silent_extension(config)
+    if config.extend is not None and not LENGTHS & config.model_fields_set:
+        raise _without_length(config.extend)
     if config.output is None:
         return _choose_free(config, method)
     folder = config.output.expanduser()
@@ -84,11 +110,8 @@ def _choose_free(config: TuneConfig, method: str) -> Place:
     return Place(next(path for path in numbered(base) if not path.exists()), "nothing", goes_on=False)
 
 
-def _refuse_silent_extension(config: TuneConfig) -> None:
-    if config.max_steps is None and "num_train_epochs" not in config.model_fields_set:
-        raise InputError(
-            f"extend: say for how long '{config.extend}' is to go on, with --num-train-epochs or --max-steps"
-        )
+def _without_length(extended: object) -> InputError:
+    return InputError(f"extend: say for how long '{extended}' is to go on, with --num-train-epochs or --max-steps")
 
 
 def _is_same(folder: Path, config: TuneConfig) -> bool:
