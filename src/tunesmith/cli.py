@@ -93,6 +93,8 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
     out.print(f"validation loss {curve[0]['validation_loss']:.4f} before, {best_loss(curve):.4f} after")
     out.print(f"{run.outcome['steps']} steps in {run.outcome['train_seconds']:.0f} s", end="")
     out.print(f", {run.outcome['tokens_per_second']:,.0f} tokens/s, peak {describe_bytes(run.manifest['peak_memory'])}")
+    if run.outcome["stopped_early"]:
+        out.print(f"stopped early: no better evaluation since step {run.outcome['best_step']}, which is what was saved")
     out.print(f"saved   {run.folder}")
     verb = "chat" if run.manifest["task"] == "generation" else "predict"
     out.print(f"next    tunesmith {verb} {run.folder}")
