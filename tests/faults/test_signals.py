@@ -14,7 +14,6 @@ import pytest
 from tests.faults.survival import Attempt, command, digest, make_base, make_rows
 
 import tunesmith
-
 from tunesmith.signals import Stopped, check, listening, shielded
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
