@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 
 from tests.parity.tiny import DECODERS, ENCODERS, VOCABULARY, kept_for_backward, make_model, make_network
 from tunesmith.data.pack import pack
-from tunesmith.models import attention, embedding, packed
-from tunesmith.models.attention import PACKED, plan_segments
+from tunesmith.models import embedding, packed, scores, segments
+from tunesmith.models.attention import PACKED
 from tunesmith.models.heads import find_language_head
 from tunesmith.models.load import Network
+from tunesmith.models.segments import plan_segments
 from tunesmith.records import PackedBatch, Task, TokenizedExample
 from tunesmith.train import losses
 from tunesmith.train.objective import judged_losses
@@ -109,14 +110,14 @@ def test_packed_gradients_equal_padded_ones(network: Network) -> None:
 
 @pytest.mark.parametrize("network", [("llama", "generation"), ("bert", "classification")], indirect=True)
 def test_long_rows_give_the_same(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "LONGEST_FOR_MATMUL", 6)
+    monkeypatch.setattr(segments, "LONGEST_FOR_MATMUL", 6)
     rows = make_rows(network.task)
     assert gap(network, twin(network), pack(rows), rows) <= LARGEST_GRADIENT_GAP
 
 
 @pytest.mark.parametrize("network", [("gemma3", "generation"), ("modernbert", "regression")], indirect=True)
 def test_long_rows_obey_the_window(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "LONGEST_FOR_MATMUL", 6)
+    monkeypatch.setattr(segments, "LONGEST_FOR_MATMUL", 6)
     rows = make_rows(network.task)
     assert gap(network, twin(network), pack(rows), rows) <= LARGEST_GRADIENT_GAP
 
@@ -125,8 +126,8 @@ def test_long_rows_obey_the_window(network: Network, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("network", [("qwen2", "generation"), ("roberta", "classification")], indirect=True)
 def test_grouping_changes_nothing(network: Network, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows in one padded group, or each length in a group of its own."""
-    monkeypatch.setattr(attention, "SHORTEST_SHARE", share)
-    monkeypatch.setattr(attention, "SMALL_GROUP", 0)
+    monkeypatch.setattr(segments, "SHORTEST_SHARE", share)
+    monkeypatch.setattr(segments, "SMALL_GROUP", 0)
     rows = make_rows(network.task)
     groups = plan_segments(sorted(LENGTHS, reverse=True), torch.device("cpu")).groups
     assert len(groups) == (1 if share == 0.0 else len(set(LENGTHS)))
@@ -184,9 +185,9 @@ def test_attention_weights_are_not_kept(network: Network, monkeypatch: pytest.Mo
     class Plain:
         @staticmethod
         def apply(q, k, v, mask, rule):  # type: ignore[no-untyped-def]
-            return torch.bmm(attention._weights(q, k, mask, rule), v)
+            return torch.bmm(scores._weights(q, k, mask, rule), v)
 
-    monkeypatch.setattr(attention, "_Attend", Plain)
+    monkeypatch.setattr(scores, "_Attend", Plain)
     layers, heads, number = 3, 4, 4  # bytes of a float
     assert kept_bytes(network, batch) - ours >= layers * heads * number * sum(n * n for n in LENGTHS)
 

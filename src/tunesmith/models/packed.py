@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from tunesmith.models.attention import plan_segments
 from tunesmith.models.heads import find_head, pool
 from tunesmith.models.load import Network, position_offset
+from tunesmith.models.segments import plan_segments
 from tunesmith.records import PackedBatch
 
 

@@ -1,0 +1,157 @@
+"""Attention within one group of rows: who sees whom, and softmax(q k) v.
+
+Of long rows the score matrix no longer fits the cache, and torch's `scaled_dot_product_attention` is faster.
+
+Shape letters: R rows of a group, L longest row of it, H query heads, K key/value heads, G = H/K queries sharing a
+key head, D width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from tunesmith.models.dropout import dropout
+from tunesmith.models.segments import Group, pad, unpad
+from tunesmith.runtime import working_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who sees whom, and how scores become weights."""
+
+    causal: bool
+    window: int | None
+    softcap: float | None
+    scaling: float
+    dropout: float
+
+
+def attend(q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, group: Group, rule: Rule) -> torch.Tensor:
+    """One group, (tokens,H,D) each -> (tokens,H,D)."""
+    num_rows, longest = len(group.lengths), group.longest
+    if group.to_padded is not None:
+        q_THD, k_TKD, v_TKD = (pad(x, group) for x in (q_THD, k_TKD, v_TKD))
+    q, k, v = (x.reshape(num_rows, longest, *x.shape[1:]) for x in (q_THD, k_TKD, v_TKD))
+    how = _attend_long if group.is_long and not rule.softcap else _attend_matmul
+    out_RLHD = how(q, k, v, group, rule)
+    packed = out_RLHD.reshape(num_rows * longest, *out_RLHD.shape[2:])
+    return packed if group.to_packed is None else unpad(packed, group)
+
+
+def _attend_matmul(
+    q_RLHD: torch.Tensor, k_RLKD: torch.Tensor, v_RLKD: torch.Tensor, group: Group, rule: Rule
+) -> torch.Tensor:
+    rows, longest, num_heads, width = q_RLHD.shape
+    num_key_heads = k_RLKD.shape[2]
+    shared = num_heads // num_key_heads
+    # Queries that share a key head become further rows of one product: keys are never repeated.
+    q = q_RLHD.reshape(rows, longest, num_key_heads, shared, width).permute(0, 2, 3, 1, 4)
+    q = q.reshape(rows * num_key_heads, shared * longest, width)
+    k = k_RLKD.permute(0, 2, 3, 1).reshape(rows * num_key_heads, width, longest)
+    v = v_RLKD.permute(0, 2, 1, 3).reshape(rows * num_key_heads, longest, width)
+    dtype = working_dtype(q)
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    mask = _mask(group, rule, q, num_key_heads, shared)
+    if rule.dropout:
+        out = torch.bmm(dropout(_weights(q, k, mask, rule), rule.dropout), v)
+    elif rule.softcap:
+        out = torch.bmm(_weights(q, k, mask, rule), v)
+    else:
+        out = _Attend.apply(q, k, v, mask, rule)  # type: ignore[no-untyped-call]
+    out = out.reshape(rows, num_key_heads, shared, longest, width)
+    return out.permute(0, 3, 1, 2, 4).reshape(rows, longest, num_heads, width)
+
+
+def _weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, rule: Rule) -> torch.Tensor:
+    if rule.softcap:
+        scores = rule.softcap * torch.tanh(torch.bmm(q * rule.scaling, k) / rule.softcap)
+        scores = scores if mask is None else scores + mask
+    elif mask is None:
+        scores = torch.bmm(q * rule.scaling, k)
+    else:
+        scores = torch.baddbmm(mask, q, k, alpha=rule.scaling)
+    # Autocast would make this softmax, and all that follows, float32; computed inside in float32 anyway.
+    return torch.softmax(scores, -1, dtype=scores.dtype)
+
+
+class _Attend(torch.autograd.Function):
+    """softmax(s q k + mask) v that keeps q, k and v, and computes the weights, the largest tensor here, again.
+
+    With P the weights and g the gradient of the output: dv = P^T g, dP = g v^T, dS = P (dP - sum(dP P)),
+    dq = s dS k^T, dk = s q^T dS.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, mask, rule):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.rule = rule
+        return torch.bmm(_weights(q, k, mask, rule), v)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q, k, v, mask = ctx.saved_tensors
+        weights = _weights(q, k, mask, ctx.rule)
+        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        slope = torch.bmm(grad, v.transpose(1, 2))
+        slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype).mul_(ctx.rule.scaling)
+        return torch.bmm(slope, k.transpose(1, 2)), torch.bmm(q.transpose(1, 2), slope), grad_v, None, None
+
+
+def _mask(group: Group, rule: Rule, like: torch.Tensor, num_key_heads: int, shared: int) -> torch.Tensor | None:
+    """What is added to the scores (R*K, G*L, L): 0 where a token is seen, -inf where not, in the
+    smallest shape that broadcasts. The same for every layer under one rule, so it is kept."""
+    known = (rule.causal, rule.window, like.dtype, num_key_heads, shared)
+    if known not in group.masks:
+        visible = _visible(group, rule, like.device)
+        group.masks[known] = None if visible is None else _additive(visible, like, num_key_heads, shared)
+    return group.masks[known]
+
+
+def _additive(visible: torch.Tensor, like: torch.Tensor, num_key_heads: int, shared: int) -> torch.Tensor:
+    rows, queries, longest = visible.shape
+    mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    mask.masked_fill_(~visible, float("-inf"))
+    heads = num_key_heads if rows > 1 else 1
+    repeats = shared if queries > 1 else 1
+    spread = mask[:, None, None].expand(rows, heads, repeats, queries, longest)
+    return spread.reshape(rows * heads, repeats * queries, longest)
+
+
+def _visible(group: Group, rule: Rule, device: torch.device) -> torch.Tensor | None:
+    places = torch.arange(group.longest, device=device)
+    ahead = places[None, :] - places[:, None]  # (L, L): how far key j lies ahead of query i
+    visible = None
+    if rule.causal:
+        visible = ahead <= 0
+        if rule.window is not None:
+            visible &= ahead > -rule.window
+    elif rule.window is not None:
+        visible = ahead.abs() < rule.window
+    visible = None if visible is None else visible[None]
+    # Rows are padded at their end, so a causal mask hides the padding from real tokens already.
+    if group.to_padded is not None and not rule.causal:
+        real = (places < torch.tensor(group.lengths, device=device)[:, None])[:, None]
+        # A padding query under a window may see no real key: let it see itself, it is dropped later.
+        visible = real if visible is None else (visible & real) | (ahead == 0)
+    return visible
+
+
+def _attend_long(
+    q_RLHD: torch.Tensor, k_RLKD: torch.Tensor, v_RLKD: torch.Tensor, group: Group, rule: Rule
+) -> torch.Tensor:
+    window_matters = rule.window is not None and rule.window < group.longest
+    visible = _visible(group, rule, q_RLHD.device) if window_matters else None
+    out = F.scaled_dot_product_attention(
+        q_RLHD.transpose(1, 2),
+        k_RLKD.transpose(1, 2),
+        v_RLKD.transpose(1, 2),
+        attn_mask=visible,
+        dropout_p=rule.dropout,
+        is_causal=rule.causal and visible is None,
+        scale=rule.scaling,
+        enable_gqa=q_RLHD.shape[2] != k_RLKD.shape[2],
+    )
+    return out.transpose(1, 2)

@@ -1,0 +1,123 @@
+"""The packed layout, as attention needs it: which rows attend together, and how they are brought to one length.
+
+Rows are taken in groups of similar length. A group is brought to a common length, attends in one batched matrix
+product and goes back to the packed layout; rows of the same length cost no copy for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+LONGEST_FOR_MATMUL = 700
+# A group may grow while its shortest row has at least this share of the longest: above it a second
+# group costs more in small operations than the padding costs in arithmetic.
+SHORTEST_SHARE = 0.7
+# Groups of fewer padded tokens than this are not worth splitting, whatever their shape.
+SMALL_GROUP = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Adjacent rows that attend in one batched product.
+
+    `to_padded` (R*L,) says which packed token stands at each padded place (a padding place repeats
+    token 0, masked), `to_packed` (tokens,) the way back. Both are None when all rows are equally long.
+    """
+
+    num_tokens: int
+    lengths: tuple[int, ...]
+    longest: int
+    to_padded: torch.Tensor | None
+    to_packed: torch.Tensor | None
+    masks: dict[object, torch.Tensor | None] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_long(self) -> bool:
+        """The scores do not fit the cache; such a row is a group of its own."""
+        return self.longest > LONGEST_FOR_MATMUL
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """How a packed sequence falls into rows; made once per batch, used by every layer."""
+
+    lengths: tuple[int, ...]
+    groups: tuple[Group, ...]
+
+
+def plan_segments(lengths: Sequence[int], device: torch.device) -> Segments:
+    """Groups adjacent rows of similar length. Rows sorted by length give the fewest groups."""
+    groups, current = [], [lengths[0]]
+    for length in lengths[1:]:
+        if _fits(current, length):
+            current.append(length)
+        else:
+            groups.append(_make_group(current, device))
+            current = [length]
+    groups.append(_make_group(current, device))
+    return Segments(tuple(lengths), tuple(groups))
+
+
+def _fits(current: list[int], length: int) -> bool:
+    longest, shortest = max(*current, length), min(*current, length)
+    if longest > LONGEST_FOR_MATMUL:
+        return False
+    return shortest >= SHORTEST_SHARE * longest or longest * (len(current) + 1) <= SMALL_GROUP
+
+
+def _make_group(lengths: list[int], device: torch.device) -> Group:
+    longest, num_tokens = max(lengths), sum(lengths)
+    if min(lengths) == longest:
+        return Group(num_tokens, tuple(lengths), longest, None, None)
+    counts = torch.tensor(lengths)
+    starts = counts.cumsum(0) - counts
+    places = torch.arange(longest)
+    valid_RL = places < counts[:, None]
+    to_padded = torch.where(valid_RL, starts[:, None] + places, 0).flatten()
+    to_packed = valid_RL.flatten().nonzero().flatten()
+    return Group(num_tokens, tuple(lengths), longest, to_padded.to(device), to_packed.to(device))
+
+
+class _Pad(torch.autograd.Function):
+    """Packed rows to padded ones. The gradient is the plain way back, not a scatter-add: padding
+    places are masked as keys and dropped as queries, so what flows into them is exactly zero."""
+
+    @staticmethod
+    def forward(ctx, packed, to_padded, to_packed):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(to_packed)
+        return packed.index_select(0, to_padded)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (to_packed,) = ctx.saved_tensors
+        return grad.index_select(0, to_packed), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Padded rows back to packed ones; the gradient of padding places is zero."""
+
+    @staticmethod
+    def forward(ctx, padded, to_packed):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(to_packed)
+        ctx.num_places = padded.shape[0]
+        return padded.index_select(0, to_packed)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (to_packed,) = ctx.saved_tensors
+        padded = grad.new_zeros(ctx.num_places, *grad.shape[1:])
+        padded[to_packed] = grad
+        return padded, None
+
+
+def pad(packed: torch.Tensor, group: Group) -> torch.Tensor:
+    padded: torch.Tensor = _Pad.apply(packed, group.to_padded, group.to_packed)  # type: ignore[no-untyped-call]
+    return padded
+
+
+def unpad(padded: torch.Tensor, group: Group) -> torch.Tensor:
+    packed: torch.Tensor = _Unpad.apply(padded, group.to_packed)  # type: ignore[no-untyped-call]
+    return packed
