@@ -25,6 +25,8 @@ import torch
 from tests.parity.tiny import make_model, make_tokenizer
 from transformers import PreTrainedModel
 
+from tunesmith.signals import HEEDED
+
 CLOCKS = {"time", "tokens_per_second", "memory", "train_seconds", "log_offset", "log_seconds"}
 MODULES = ["tunesmith.cli", "tunesmith.tuning", "tests.faults.survival"]
 # Method, model, task, and flags that make its state rich: dropout, accumulation, several evaluations.
@@ -167,6 +169,8 @@ def _work(arguments: list[str], log: Path, shared: Any, hooks: tuple[str, int, t
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    for number in HEEDED:  # tests that run in a shell's background have SIGINT ignored, which is inherited and heeded
+        signal.signal(number, signal.SIG_DFL)
     torch.set_num_threads(2)
     from tests.faults import sabotages
 
