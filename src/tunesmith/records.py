@@ -112,11 +112,13 @@ class TokenizedExample:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Rows laid end to end in one sequence, without padding.
+    """Rows laid end to end in one sequence, without padding. A beginning that rows share stands there once.
 
     input_ids   (T,)  int64; virtual tokens are place-holders with id 0
-    position_ids(T,)  int64; each row starts again at 0
-    lengths           tokens per row, virtual tokens included, sum = T
+    position_ids(T,)  int64; each row starts again at 0, what follows a shared beginning goes on from it
+    lengths           tokens per segment, virtual tokens included, sum = T
+    parents           for each segment the one before it that it goes on from, -1 for a row's beginning;
+                      a segment without children ends a row, and the rows' ends stand in the order of `rows`
     predict_from(N,)  int64; generation: places whose next token is judged. Else (S,) first places of rows
     targets     (N,)  int64 token or class ids, float32 scores; empty when unknown
     rows              index of each packed row in its data set
@@ -126,21 +128,30 @@ class PackedBatch:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     lengths: tuple[int, ...]
+    parents: tuple[int, ...]
     predict_from: torch.Tensor
     targets: torch.Tensor
     rows: tuple[int, ...]
     num_virtual: int = 0
 
     @property
+    def chains(self) -> list[tuple[int, ...]]:
+        """The segments of each row, in order: its own, or a shared beginning and its own."""
+        inner = {parent for parent in self.parents if parent >= 0}
+        ends = [segment for segment in range(len(self.lengths)) if segment not in inner]
+        return [(end,) if self.parents[end] < 0 else (self.parents[end], end) for end in ends]
+
+    @property
     def num_tokens(self) -> int:
-        """Real tokens, virtual ones not counted."""
-        return sum(self.lengths) - self.num_virtual * len(self.lengths)
+        """Tokens of all rows, those of a shared beginning once for each row; virtual ones not counted."""
+        return sum(sum(self.lengths[segment] for segment in chain) - self.num_virtual for chain in self.chains)
 
     def to(self, device: torch.device) -> PackedBatch:
         return PackedBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
             self.lengths,
+            self.parents,
             self.predict_from.to(device),
             self.targets.to(device),
             self.rows,

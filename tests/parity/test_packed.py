@@ -129,7 +129,7 @@ def test_grouping_changes_nothing(network: Network, share: float, monkeypatch: p
     monkeypatch.setattr(segments, "SHORTEST_SHARE", share)
     monkeypatch.setattr(segments, "SMALL_GROUP", 0)
     rows = make_rows(network.task)
-    groups = plan_segments(sorted(LENGTHS, reverse=True), torch.device("cpu")).groups
+    groups = plan_segments(sorted(LENGTHS, reverse=True), [-1] * len(LENGTHS), torch.device("cpu")).parts
     assert len(groups) == (1 if share == 0.0 else len(set(LENGTHS)))
     assert gap(network, twin(network), pack(rows), rows) <= LARGEST_GRADIENT_GAP
 
@@ -194,7 +194,7 @@ def test_attention_weights_are_not_kept(network: Network, monkeypatch: pytest.Mo
 
 def merge_rows(batch: PackedBatch) -> PackedBatch:
     """Fault: all rows as one segment, so each sees the ones before it."""
-    return replace(batch, lengths=(sum(batch.lengths),))
+    return replace(batch, lengths=(sum(batch.lengths),), parents=(-1,))
 
 
 def shift_labels(batch: PackedBatch) -> PackedBatch:
@@ -218,8 +218,8 @@ def test_an_injected_fault_is_caught(network: Network, fault) -> None:  # type: 
 def test_a_leak_between_rows_of_an_encoder_is_caught(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows("classification")
     batch = pack(rows)
-    whole = plan_segments([sum(batch.lengths)], torch.device("cpu"))
-    monkeypatch.setattr(packed, "plan_segments", lambda lengths, device: whole)
+    whole = plan_segments([sum(batch.lengths)], [-1], torch.device("cpu"))
+    monkeypatch.setattr(packed, "plan_segments", lambda lengths, parents, device: whole)
     assert gap(network, twin(network), batch, rows) > 1000 * LARGEST_GRADIENT_GAP
 
 

@@ -7,45 +7,98 @@ from collections.abc import Sequence
 
 import torch
 
+from tunesmith.data.share import Family, find_families
 from tunesmith.records import PackedBatch, TokenizedExample
 
 # Of a pass without gradients: enough to keep the cores busy in matrix products, few enough to stay in little memory.
 TOKENS_PER_PASS = 2048
 
 
-def pack(rows: Sequence[TokenizedExample], num_virtual: int = 0) -> PackedBatch:
+def pack(rows: Sequence[TokenizedExample], num_virtual: int = 0, share: bool = False) -> PackedBatch:
     """One packed batch, longest row first (rows of like length then attend together).
 
-    `num_virtual` places are kept free before each row for virtual (prompt) tokens.
+    `num_virtual` places are kept free before each row for virtual (prompt) tokens. With `share`, which only a model
+    that never looks ahead can take, a beginning that rows have in common is laid down once.
     """
-    rows = sorted(rows, key=lambda row: -len(row.input_ids))
-    ids: list[int] = []
-    positions: list[int] = []
-    predict_from: list[int] = []
-    targets: list[int] = []
-    for row in rows:
-        start = len(ids)
-        ids += [0] * num_virtual + list(row.input_ids)
-        positions += range(num_virtual + len(row.input_ids))
+    sheet = _Sheet(num_virtual)
+    for family in _order(find_families([row.input_ids for row in rows]) if share else [], rows):
+        sheet.lay([rows[index] for index in family.rows], family.num_shared)
+    return sheet.to_batch()
+
+
+def _order(families: Sequence[Family], rows: Sequence[TokenizedExample]) -> list[Family]:
+    """Rows that share nothing first and by themselves, then each family, longest rows first in each."""
+    lengths = [len(row.input_ids) for row in rows]
+    sharing = [Family(one.num_shared, _longest_first(one.rows, lengths)) for one in families if one.num_shared]
+    taken = {index for family in sharing for index in family.rows}
+    alone = _longest_first([index for index in range(len(rows)) if index not in taken], lengths)
+    return [*(Family(0, (index,)) for index in alone), *sharing]
+
+
+def _longest_first(indices: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(indices, key=lambda index: -lengths[index]))
+
+
+class _Sheet:
+    """A batch while rows are laid down."""
+
+    def __init__(self, num_virtual: int) -> None:
+        self._num_virtual = num_virtual
+        self._ids: list[int] = []
+        self._positions: list[int] = []
+        self._lengths: list[int] = []
+        self._parents: list[int] = []
+        self._predict_from: list[int] = []
+        self._targets: list[int | float] = []
+        self._rows: list[int] = []
+
+    def lay(self, rows: Sequence[TokenizedExample], num_shared: int) -> None:
+        """Rows whose first `num_shared` tokens are the same."""
+        ids = [[0] * self._num_virtual + list(row.input_ids) for row in rows]
+        begin, parent = 0, -1
+        if num_shared:
+            begin = self._num_virtual + num_shared
+            parent = len(self._lengths)
+            trunk = self._add(ids[0][:begin], 0, -1)
+        for row, row_ids in zip(rows, ids, strict=True):
+            own = self._add(row_ids[begin:], begin, parent)
+            places = [*range(trunk, trunk + begin)] if num_shared else []
+            self._judge(row, [*places, *range(own, own + len(row_ids) - begin)])
+
+    def _add(self, ids: Sequence[int], position: int, parent: int) -> int:
+        """A segment; returns where it stands."""
+        start = len(self._ids)
+        self._ids += ids
+        self._positions += range(position, position + len(ids))
+        self._lengths.append(len(ids))
+        self._parents.append(parent)
+        return start
+
+    def _judge(self, row: TokenizedExample, places: Sequence[int]) -> None:
+        """`places` says where in the batch each token of the row stands."""
+        self._rows.append(row.row)
         if row.target is not None:
-            predict_from.append(start)
-            continue
-        first = start + num_virtual
-        places = [place for place, trained in enumerate(row.trained) if trained and first + place > start]
-        predict_from += [first + place - 1 for place in places]
-        targets += [row.input_ids[place] for place in places]
-    judged = [row.target for row in rows if row.target is not None] or targets
-    return PackedBatch(
-        input_ids=torch.tensor(ids),
-        position_ids=torch.tensor(positions),
-        lengths=tuple(num_virtual + len(row.input_ids) for row in rows),
-        predict_from=torch.tensor(predict_from, dtype=torch.int64),
-        targets=torch.tensor(judged, dtype=torch.float32 if isinstance(judged[0], float) else torch.int64)
-        if judged
-        else torch.empty(0, dtype=torch.int64),
-        rows=tuple(row.row for row in rows),
-        num_virtual=num_virtual,
-    )
+            self._predict_from.append(places[0])
+            self._targets.append(row.target)
+            return
+        for token, trained in enumerate(row.trained):
+            place = self._num_virtual + token
+            if trained and place:
+                self._predict_from.append(places[place - 1])
+                self._targets.append(row.input_ids[token])
+
+    def to_batch(self) -> PackedBatch:
+        is_score = bool(self._targets) and isinstance(self._targets[0], float)
+        return PackedBatch(
+            input_ids=torch.tensor(self._ids),
+            position_ids=torch.tensor(self._positions),
+            lengths=tuple(self._lengths),
+            parents=tuple(self._parents),
+            predict_from=torch.tensor(self._predict_from, dtype=torch.int64),
+            targets=torch.tensor(self._targets, dtype=torch.float32 if is_score else torch.int64),
+            rows=tuple(self._rows),
+            num_virtual=self._num_virtual,
+        )
 
 
 def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

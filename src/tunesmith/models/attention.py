@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.models.scores import Rule, attend
-from tunesmith.models.segments import Segments
+from tunesmith.models.segments import Segments, Shared
+from tunesmith.models.shared import attend_shared
 
 PACKED = "tunesmith_packed"
 
@@ -58,10 +59,12 @@ def packed_attention(  # noqa: PLR0913 (the signature is the attention interface
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=dropout if module.training else 0.0,
     )
-    sizes = [group.num_tokens for group in segments.groups]
+    sizes = [part.num_tokens for part in segments.parts]
     q_parts, k_parts, v_parts = (x_1HTD[0].transpose(0, 1).split(sizes) for x_1HTD in (query, key, value))
-    parts = zip(q_parts, k_parts, v_parts, segments.groups, strict=True)
-    return torch.cat([attend(q, k, v, group, rule) for q, k, v, group in parts]).unsqueeze(0), None
+    outs = []
+    for q, k, v, part in zip(q_parts, k_parts, v_parts, segments.parts, strict=True):
+        outs.append(attend_shared(q, k, v, part, rule) if isinstance(part, Shared) else attend(q, k, v, part, rule))
+    return torch.cat(outs).unsqueeze(0), None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import InputError
+from tunesmith.records import PackedBatch
 
 Pooling = Literal["first", "last", "mean"]
 
@@ -96,15 +97,21 @@ def find_head(model: PreTrainedModel) -> Head:
     return head
 
 
-def pool(hidden_TD: torch.Tensor, lengths: tuple[int, ...], pooling: Pooling) -> torch.Tensor:
-    """The state that stands for each row: (T, D) packed -> (S, D)."""
-    counts = torch.tensor(lengths, device=hidden_TD.device)
+def pool(hidden_TD: torch.Tensor, batch: PackedBatch, pooling: Pooling) -> torch.Tensor:
+    """The state that stands for each row: (T, D) packed -> (S, D).
+
+    Raises:
+        ValueError: rows share a beginning, and not only their last states are wanted.
+    """
+    counts = torch.tensor(batch.lengths, device=hidden_TD.device)
     ends = counts.cumsum(0)
+    if pooling == "last":
+        return hidden_TD[ends[[chain[-1] for chain in batch.chains]] - 1]
+    if max(batch.parents) >= 0:
+        raise ValueError(f"rows that share a beginning have no {pooling} state of their own")
     if pooling == "first":
         return hidden_TD[ends - counts]
-    if pooling == "last":
-        return hidden_TD[ends - 1]
-    return torch.stack([row_TD.mean(0) for row_TD in hidden_TD.split(lengths)])
+    return torch.stack([row_TD.mean(0) for row_TD in hidden_TD.split(batch.lengths)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
         return logits[0]
     head = find_head(network.model)
     hidden_TD = packed_hidden(network, batch)
-    return head.logits(network.model, pool(hidden_TD, batch.lengths, head.pooling(network.model)))
+    return head.logits(network.model, pool(hidden_TD, batch, head.pooling(network.model)))
 
 
 def packed_hidden(network: Network, batch: PackedBatch) -> torch.Tensor:
@@ -37,7 +37,7 @@ def packed_hidden(network: Network, batch: PackedBatch) -> torch.Tensor:
 
 def packed_embeddings(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(S, D): the mean of each row's last hidden states, the usual sentence embedding."""
-    return pool(packed_hidden(network, batch), batch.lengths, "mean")
+    return pool(packed_hidden(network, batch), batch, "mean")
 
 
 def _above_prefix(network: Network, batch: PackedBatch) -> AbstractContextManager[None]:
@@ -47,7 +47,7 @@ def _above_prefix(network: Network, batch: PackedBatch) -> AbstractContextManage
 def _inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "position_ids": (batch.position_ids + position_offset(network.model))[None],
-        "segments": plan_segments(batch.lengths, batch.input_ids.device),
+        "segments": plan_segments(batch.lengths, batch.parents, batch.input_ids.device),
     }
     if network.is_decoder:
         inputs["use_cache"] = False
@@ -60,9 +60,10 @@ def _inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:
 
 
 def _with_prompt(network: Network, batch: PackedBatch) -> torch.Tensor:
-    """Embeddings (T, D) with the P virtual tokens at the head of every row."""
+    """Embeddings (T, D) with the P virtual tokens at the head of every row, or of the beginning it shares."""
     embeddings_TD = network.body.get_input_embeddings()(batch.input_ids)
     prompt_PD = network.prompt().to(embeddings_TD.dtype)
-    places_SP = torch.tensor(batch.lengths).cumsum(0) - torch.tensor(batch.lengths)
-    places = (places_SP[:, None] + torch.arange(batch.num_virtual)).flatten().to(embeddings_TD.device)
-    return embeddings_TD.index_copy(0, places, prompt_PD.repeat(len(batch.lengths), 1))
+    starts = torch.tensor(batch.lengths).cumsum(0) - torch.tensor(batch.lengths)
+    heads = starts[torch.tensor(batch.parents) < 0]
+    places = (heads[:, None] + torch.arange(batch.num_virtual)).flatten().to(embeddings_TD.device)
+    return embeddings_TD.index_copy(0, places, prompt_PD.repeat(len(heads), 1))

@@ -115,7 +115,7 @@ class Prefix:
         """A pass over `batch`: from the store when it holds all of its rows."""
         found = [self._store.get(key) for key in _keys(batch)]
         known = [states for states in found if states is not None]
-        self._states = torch.cat(known) if len(known) == len(found) else None
+        self._states = _lay_out(batch, known) if len(known) == len(found) else None
         try:
             yield
         finally:
@@ -135,4 +135,15 @@ class Prefix:
 
 
 def _keys(batch: PackedBatch) -> list[bytes]:
-    return [ids.numpy().tobytes() for ids in batch.input_ids.cpu().split(batch.lengths)]
+    """The ids of each row, in the order of `batch.rows`."""
+    ids = [part.numpy().tobytes() for part in batch.input_ids.cpu().split(batch.lengths)]
+    return [b"".join(ids[segment] for segment in chain) for chain in batch.chains]
+
+
+def _lay_out(batch: PackedBatch, states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The states (T, D) of a batch from those of its rows; a shared beginning has those of its first row."""
+    parts: dict[int, torch.Tensor] = {}
+    for chain, row_TD in zip(batch.chains, states, strict=True):
+        for segment, part in zip(chain, row_TD.split([batch.lengths[one] for one in chain]), strict=True):
+            parts.setdefault(segment, part)
+    return torch.cat([parts[segment] for segment in range(len(batch.lengths))])

@@ -41,24 +41,53 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """A beginning that stands in the pack once, and the groups of rows that go on from it, right behind it."""
+
+    beginning: Group
+    branches: tuple[Group, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.beginning.num_tokens + sum(branch.num_tokens for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
-    """How a packed sequence falls into rows; made once per batch, used by every layer."""
+    """How a packed sequence falls into parts that do not see each other; made once per batch, used by every layer."""
 
-    lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
+    parts: tuple[Group | Shared, ...]
 
 
-def plan_segments(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Groups adjacent rows of similar length. Rows sorted by length give the fewest groups."""
-    groups, current = [], [lengths[0]]
-    for length in lengths[1:]:
-        if _fits(current, length):
-            current.append(length)
+def plan_segments(lengths: Sequence[int], parents: Sequence[int], device: torch.device) -> Segments:
+    """Groups adjacent rows of similar length. Rows sorted by length give the fewest groups.
+
+    `parents` as in PackedBatch: what goes on from a segment stands right behind it.
+    """
+    children: dict[int, list[int]] = {segment: [] for segment, parent in enumerate(parents) if parent < 0}
+    for segment, parent in enumerate(parents):
+        if parent >= 0:
+            children[parent].append(lengths[segment])
+    parts: list[Group | Shared] = []
+    alone: list[int] = []
+    for segment, branches in children.items():
+        if not branches:
+            alone.append(lengths[segment])
+            continue
+        parts += _make_groups(alone, device)
+        alone = []
+        parts.append(Shared(_make_group([lengths[segment]], device), tuple(_make_groups(branches, device))))
+    return Segments((*parts, *_make_groups(alone, device)))
+
+
+def _make_groups(lengths: Sequence[int], device: torch.device) -> list[Group]:
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and _fits(groups[-1], length):
+            groups[-1].append(length)
         else:
-            groups.append(_make_group(current, device))
-            current = [length]
-    groups.append(_make_group(current, device))
-    return Segments(tuple(lengths), tuple(groups))
+            groups.append([length])
+    return [_make_group(group, device) for group in groups]
 
 
 def _fits(current: list[int], length: int) -> bool:

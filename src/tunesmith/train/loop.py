@@ -127,7 +127,7 @@ class _Training:
         self._network, self._rows, self._plan, self._watch = network, rows, plan, watch
         self._state, self._saver = state, saver
         self._num_steps = count_steps(len(rows), plan)
-        self._windows = _Windows(rows, plan, network.num_virtual)
+        self._windows = _Windows(network, rows, plan)
         self._trimmer = Trimmer()
 
     def run(self) -> None:
@@ -260,8 +260,8 @@ class _Training:
 class _Windows:
     """The packed batches of each optimizer step, found by epoch and window."""
 
-    def __init__(self, rows: Sequence[TokenizedExample], plan: Plan, num_virtual: int) -> None:
-        self._rows, self._plan, self._num_virtual = rows, plan, num_virtual
+    def __init__(self, network: Network, rows: Sequence[TokenizedExample], plan: Plan) -> None:
+        self._rows, self._plan, self._network = rows, plan, network
         self._epoch, self._batches = -1, [[0]]
 
     def at(self, state: State) -> list[PackedBatch]:
@@ -275,7 +275,8 @@ class _Windows:
             for batch in self._batches[start : start + plan.accumulation]
             for part in _split(batch, progress.num_parts)
         ]
-        return [pack([self._rows[index] for index in part], self._num_virtual) for part in parts]
+        network = self._network
+        return [pack([self._rows[i] for i in part], network.num_virtual, share=network.is_decoder) for part in parts]
 
 
 def _split(batch: list[int], num_parts: int) -> list[list[int]]:

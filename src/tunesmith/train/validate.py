@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ def validate(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dt
     losses, counts = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
     width = 0 if network.task == "generation" else network.model.config.num_labels
     all_logits = np.zeros((len(rows), width), dtype=np.float32)
-    for indices, batch in _batches(rows, network.num_virtual):
-        placed = batch.to(device)
+    for batch in _batches(rows, network.num_virtual, share=network.is_decoder):
+        indices, placed = list(batch.rows), batch.to(device)
         with autocast(device, dtype):
             losses_N, logits = judged_losses(network, placed)
         judged = losses_N.cpu().numpy().astype(np.float64)
@@ -60,16 +60,13 @@ def embed(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype
     """(R, D) mean of the last hidden states of each row."""
     device = network.model.device
     found = np.zeros((len(rows), network.model.config.hidden_size), dtype=np.float32)
-    for indices, batch in _batches(rows, network.num_virtual):
+    for batch in _batches(rows, network.num_virtual):
         with autocast(device, dtype):
-            found[indices] = packed_embeddings(network, batch.to(device)).float().cpu().numpy()
+            found[list(batch.rows)] = packed_embeddings(network, batch.to(device)).float().cpu().numpy()
     return found
 
 
-def _batches(rows: Sequence[TokenizedExample], num_virtual: int) -> list[tuple[list[int], PackedBatch]]:
-    """Row indices in the order in which they stand in the batch, and the batch."""
-    batches = []
+def _batches(rows: Sequence[TokenizedExample], num_virtual: int, share: bool = False) -> Iterator[PackedBatch]:
+    """Batches whose `rows` are indices into `rows`."""
     for chosen in token_batches(rows):
-        # `pack` sorts by length; `token_batches` has done so already, and both sorts are stable.
-        batches.append((chosen, pack([rows[index] for index in chosen], num_virtual)))
-    return batches
+        yield pack([replace(rows[index], row=index) for index in chosen], num_virtual, share)
