@@ -43,8 +43,11 @@ format: .venv/developed ## bring the code into the house format
 	@$(BIN)/ruff format src tests benchmarks examples
 	@$(BIN)/ruff check --fix src tests benchmarks examples
 
-bench: .venv/benched ## speed and memory beside a peer, in one run
-	@$(BIN)/python benchmarks/sft.py $(ARGS)
+bench: .venv/benched ## speed and memory beside a peer, job by job (hours on two cores; one job: benchmarks/)
+	@$(BIN)/python benchmarks/sft.py --job lora $(ARGS)
+	@$(BIN)/python benchmarks/sft.py --job full $(ARGS)
+	@$(BIN)/python benchmarks/sft.py --job last-layers $(ARGS)
+	@$(BIN)/python benchmarks/ranking.py $(ARGS)
 
 soak: .venv/developed ## long runs, kills and leaks
 	@$(BIN)/python -m pytest -m soak $(ARGS)

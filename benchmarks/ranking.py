@@ -1,0 +1,151 @@
+"""A reward model's ranking loss for K answers to one prompt, forward and backward: tunesmith beside TRL.
+
+    python benchmarks/ranking.py [--repeats 3] [--only NAME,NAME] [--json FILE]
+
+TRL's RewardTrainer takes pairs, so K answers are K (K - 1) / 2 pairs of prompt and answer twice over. Here the prompt
+is computed once and each answer once, and the loss is the same mean over all pairs (Ouyang et al. 2022, arXiv
+2203.02155, equation 1). The first step of each is not timed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+import time
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from contest import Contestant, Job, Result, main
+from torch.nn import functional as F
+
+MODEL = "smollm2-135m-instruct"
+NUM_ANSWERS, PROMPT, ANSWER = 6, 300, 50
+STEPS, WARM = 2, 1
+# TRL's pairs in so many passes, with the gradients added up: all at once they would not fit a laptop.
+PASSES = 3
+PAIRS = list(combinations(range(NUM_ANSWERS), 2))
+
+
+def prepare(work: Path) -> None:
+    """Prompts with answers, best first, as random ids, and one model with a new head for all."""
+    from tunesmith.models.load import load_network
+
+    torch.manual_seed(0)
+    network = load_network(MODEL, "regression")
+    network.model.save_pretrained(work / "model")
+    network.tokenizer.save_pretrained(work / "model")
+    rng = random.Random(0)
+    draw = partial(rng.randrange, 1_000, network.model.config.vocab_size)
+    prompts = [[draw() for _ in range(PROMPT)] for _ in range(STEPS)]
+    rows = [[[*prompt, *(draw() for _ in range(ANSWER))] for _ in range(NUM_ANSWERS)] for prompt in prompts]
+    (work / "rows.json").write_text(json.dumps(rows))
+
+
+def run_tunesmith(dtype: str, work: Path) -> Result:
+    from tunesmith.data.pack import pack
+    from tunesmith.models.load import load_network, settle_precision
+    from tunesmith.models.packed import packed_logits
+    from tunesmith.records import TokenizedExample
+    from tunesmith.runtime import autocast
+
+    kind = getattr(torch, dtype)
+    network = load_network(str(work / "model"), "regression")
+    settle_precision(network, kind)
+    losses, times, seen = [], [time.perf_counter()], hashlib.sha256()
+    for answers in json.loads((work / "rows.json").read_text()):
+        rows = [TokenizedExample(tuple(ids), (False,) * len(ids), 0.0, 0, i) for i, ids in enumerate(answers)]
+        batch = pack(rows, share=True)
+        with autocast(network.model.device, kind):
+            rewards = packed_logits(network, batch)[:, 0].float()
+        by_rank = rewards[torch.tensor(batch.rows).argsort()]
+        better, worse = (by_rank[[pair[side] for pair in PAIRS]] for side in (0, 1))
+        loss = -F.logsigmoid(better - worse).mean()
+        loss.backward()
+        times.append(time.perf_counter())
+        losses.append(loss.item())
+        network.model.zero_grad(set_to_none=True)
+        seen.update(json.dumps(answers).encode())
+    return measured(losses, times, seen)
+
+
+def run_trl(settings: dict[str, Any], work: Path) -> Result:
+    from datasets import Dataset
+    from datasets.utils import disable_progress_bars
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl import RewardConfig, RewardTrainer
+
+    disable_progress_bars()
+    prompts = json.loads((work / "rows.json").read_text())
+    pairs = [{"chosen_ids": one[best], "rejected_ids": one[worst]} for one in prompts for best, worst in PAIRS]
+    losses, times, seen = [], [], hashlib.sha256()
+    for answers in prompts:
+        seen.update(json.dumps(answers).encode())
+
+    class Recorded(RewardTrainer):  # type: ignore[misc]
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            losses.append(loss.item())
+            return loss
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    config = RewardConfig(
+        output_dir=str(work / "trl"),
+        per_device_train_batch_size=len(PAIRS) // PASSES,
+        gradient_accumulation_steps=PASSES,
+        # Nothing is learned, so that every step is one of the same weights.
+        learning_rate=0.0,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        max_length=None,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **settings,
+    )
+    Recorded(
+        model=AutoModelForSequenceClassification.from_pretrained(work / "model", dtype=torch.float32),
+        args=config,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=AutoTokenizer.from_pretrained(work / "model"),
+        callbacks=[Clock()],
+    ).train()
+    means = [sum(losses[start : start + PASSES]) / PASSES for start in range(0, len(losses), PASSES)]
+    return measured(means, times, seen)
+
+
+def measured(losses: list[float], times: list[float], seen: Any) -> Result:
+    """Tokens are those of the prompt and each answer once, whatever was computed."""
+    from tunesmith.runtime import peak_memory
+
+    tokens = (STEPS - WARM) * (PROMPT + NUM_ANSWERS * ANSWER)
+    return Result(losses, tokens, times[-1] - times[WARM], peak_memory(torch.device("cpu")), seen.hexdigest())
+
+
+NO_CKPT = {"gradient_checkpointing": False}
+FP32 = {"bf16": False}
+CONTESTANTS = (
+    Contestant("tunesmith", "products in bfloat16", partial(run_tunesmith, "bfloat16"), "bfloat16", is_ours=True),
+    Contestant("trl", "its defaults: bf16 autocast, checkpointing", partial(run_trl, {}), "bfloat16"),
+    Contestant("trl-no-ckpt", "without checkpointing", partial(run_trl, NO_CKPT), "bfloat16"),
+    Contestant("tunesmith-fp32", "float32", partial(run_tunesmith, "float32"), is_ours=True),
+    Contestant("trl-fp32", "float32, otherwise its defaults: checkpointing", partial(run_trl, FP32)),
+    Contestant("trl-fp32-no-ckpt", "without checkpointing", partial(run_trl, FP32 | NO_CKPT)),
+)
+TITLE = f"ranking loss of {NUM_ANSWERS} answers of {ANSWER} tokens to a prompt of {PROMPT}, full {MODEL}"
+JOB = Job("ranking", TITLE, prepare, CONTESTANTS, ("tunesmith-fp32", "trl-fp32-no-ckpt"), 1e-4)
+
+if __name__ == "__main__":
+    sys.exit(main([JOB], __doc__.splitlines()[0]))
