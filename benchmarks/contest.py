@@ -114,7 +114,7 @@ def _run_child(job: Job, one: Contestant, work: str) -> Result:
 
 
 def _report(job: Job, chosen: Sequence[Contestant], results: dict[str, list[Result]]) -> int:
-    """Ratios are to the first of ours with the same products; each is the median over rounds of a round's own ratio."""
+    """Ratios are to the first of ours; each is the median over rounds of a round's own ratio."""
     console = Console(width=118)
     table = Table(box=None, pad_edge=False, header_style="bold", title=job.title, title_justify="left")
     for title in ("contestant", "settings"):

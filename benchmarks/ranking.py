@@ -76,13 +76,14 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
 def run_trl(settings: dict[str, Any], work: Path) -> Result:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from peer import SHARED, Clock
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
     disable_progress_bars()
     prompts = json.loads((work / "rows.json").read_text())
     pairs = [{"chosen_ids": one[best], "rejected_ids": one[worst]} for one in prompts for best, worst in PAIRS]
-    losses, times, seen = [], [], hashlib.sha256()
+    losses, clock, seen = [], Clock(), hashlib.sha256()
     for answers in prompts:
         seen.update(json.dumps(answers).encode())
 
@@ -92,38 +93,23 @@ def run_trl(settings: dict[str, Any], work: Path) -> Result:
             losses.append(loss.item())
             return loss
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
     config = RewardConfig(
         output_dir=str(work / "trl"),
         per_device_train_batch_size=len(PAIRS) // PASSES,
         gradient_accumulation_steps=PASSES,
         # Nothing is learned, so that every step is one of the same weights.
         learning_rate=0.0,
-        num_train_epochs=1,
-        train_sampling_strategy="sequential",
-        max_length=None,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **settings,
+        **SHARED | settings,
     )
     Recorded(
         model=AutoModelForSequenceClassification.from_pretrained(work / "model", dtype=torch.float32),
         args=config,
         train_dataset=Dataset.from_list(pairs),
         processing_class=AutoTokenizer.from_pretrained(work / "model"),
-        callbacks=[Clock()],
+        callbacks=[clock],
     ).train()
     means = [sum(losses[start : start + PASSES]) / PASSES for start in range(0, len(losses), PASSES)]
-    return measured(means, times, seen)
+    return measured(means, clock.times, seen)
 
 
 def measured(losses: list[float], times: list[float], seen: Any) -> Result:

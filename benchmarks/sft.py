@@ -109,7 +109,8 @@ def run_tunesmith(method: str, dtype: str, work: Path) -> Result:
 def run_trl(method: str, settings: dict[str, Any], work: Path) -> Result:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
-    from transformers import AutoTokenizer, TrainerCallback
+    from peer import SHARED, Clock
+    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
@@ -121,7 +122,7 @@ def run_trl(method: str, settings: dict[str, Any], work: Path) -> Result:
         {"input_ids": row["ids"], "labels": [i if t else -100 for i, t in zip(row["ids"], row["trained"], strict=True)]}
         for row in raw
     ]
-    losses, times, seen = [], [], hashlib.sha256()
+    losses, clock, seen = [], Clock(), hashlib.sha256()
 
     class Recorded(SFTTrainer):  # type: ignore[misc]
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -130,36 +131,21 @@ def run_trl(method: str, settings: dict[str, Any], work: Path) -> Result:
             losses.append(loss.item())
             return loss
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
     config = SFTConfig(
         output_dir=str(work / "trl"),
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
-        num_train_epochs=EPOCHS if method == "last-layers" else 1,
-        train_sampling_strategy="sequential",
-        max_length=None,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **settings,
+        **SHARED | ({"num_train_epochs": EPOCHS} if method == "last-layers" else {}) | settings,
     )
     Recorded(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(columns),
         processing_class=AutoTokenizer.from_pretrained(json.loads((work / "model.json").read_text())),
-        callbacks=[Clock()],
+        callbacks=[clock],
     ).train()
-    return measured(method, raw, losses, times, seen.hexdigest())
+    return measured(method, raw, losses, clock.times, seen.hexdigest())
 
 
 def trl_model(method: str, dtype: torch.dtype, work: Path) -> Any:

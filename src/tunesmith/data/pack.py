@@ -55,24 +55,22 @@ class _Sheet:
     def lay(self, rows: Sequence[TokenizedExample], num_shared: int) -> None:
         """Rows whose first `num_shared` tokens are the same."""
         ids = [[0] * self._num_virtual + list(row.input_ids) for row in rows]
-        begin, parent = 0, -1
+        beginning, parent = range(0), -1
         if num_shared:
-            begin = self._num_virtual + num_shared
             parent = len(self._lengths)
-            trunk = self._add(ids[0][:begin], 0, -1)
+            beginning = self._add(ids[0][: self._num_virtual + num_shared], 0, -1)
         for row, row_ids in zip(rows, ids, strict=True):
-            own = self._add(row_ids[begin:], begin, parent)
-            places = [*range(trunk, trunk + begin)] if num_shared else []
-            self._judge(row, [*places, *range(own, own + len(row_ids) - begin)])
+            own = self._add(row_ids[len(beginning) :], len(beginning), parent)
+            self._judge(row, [*beginning, *own])
 
-    def _add(self, ids: Sequence[int], position: int, parent: int) -> int:
-        """A segment; returns where it stands."""
+    def _add(self, ids: Sequence[int], position: int, parent: int) -> range:
+        """A segment; returns the places where it stands."""
         start = len(self._ids)
         self._ids += ids
         self._positions += range(position, position + len(ids))
         self._lengths.append(len(ids))
         self._parents.append(parent)
-        return start
+        return range(start, start + len(ids))
 
     def _judge(self, row: TokenizedExample, places: Sequence[int]) -> None:
         """`places` says where in the batch each token of the row stands."""

@@ -48,7 +48,7 @@ def _read_back(order: list[int], start_of: list[int], shared: list[int]) -> list
     families, end = [], len(order)
     while end:
         start = start_of[end]
-        families.append(Family(shared[end] if end - start > 1 else 0, tuple(order[start:end])))
+        families.append(Family(shared[end], tuple(order[start:end])))
         end = start
     return families
 

@@ -8,7 +8,9 @@ key head, D width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -28,17 +30,27 @@ class Rule:
     scaling: float
     dropout: float
 
+    def find_visible(self, ahead: torch.Tensor) -> torch.Tensor | None:
+        """Which keys are seen, given how far each lies ahead of its query; None: all."""
+        if self.causal:
+            visible = ahead <= 0
+            return visible if self.window is None else visible & (ahead > -self.window)
+        return None if self.window is None else ahead.abs() < self.window
+
 
 def attend(q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, group: Group, rule: Rule) -> torch.Tensor:
     """One group, (tokens,H,D) each -> (tokens,H,D)."""
-    num_rows, longest = len(group.lengths), group.longest
-    if group.to_padded is not None:
-        q_THD, k_TKD, v_TKD = (pad(x, group) for x in (q_THD, k_TKD, v_TKD))
-    q, k, v = (x.reshape(num_rows, longest, *x.shape[1:]) for x in (q_THD, k_TKD, v_TKD))
     how = _attend_long if group.is_long and not rule.softcap else _attend_matmul
-    out_RLHD = how(q, k, v, group, rule)
-    packed = out_RLHD.reshape(num_rows * longest, *out_RLHD.shape[2:])
-    return packed if group.to_packed is None else unpad(packed, group)
+    return by_rows((q_THD, k_TKD, v_TKD), group, partial(how, group=group, rule=rule))
+
+
+def by_rows(packed: Sequence[torch.Tensor], group: Group, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Calls `attend` with tensors (R,L,...) in place of packed ones (tokens,...); brings its result back."""
+    num_rows, longest = len(group.lengths), group.longest
+    padded = packed if group.to_padded is None else [pad(x, group) for x in packed]
+    out_RLHD = attend(*(x.reshape(num_rows, longest, *x.shape[1:]) for x in padded))
+    out = out_RLHD.reshape(num_rows * longest, *out_RLHD.shape[2:])
+    return out if group.to_packed is None else unpad(out, group)
 
 
 def _attend_matmul(
@@ -106,14 +118,18 @@ def _mask(group: Group, rule: Rule, like: torch.Tensor, num_key_heads: int, shar
     known = (rule.causal, rule.window, like.dtype, num_key_heads, shared)
     if known not in group.masks:
         visible = _visible(group, rule, like.device)
-        group.masks[known] = None if visible is None else _additive(visible, like, num_key_heads, shared)
+        group.masks[known] = None if visible is None else _for_heads(additive(visible, like), num_key_heads, shared)
     return group.masks[known]
 
 
-def _additive(visible: torch.Tensor, like: torch.Tensor, num_key_heads: int, shared: int) -> torch.Tensor:
-    rows, queries, longest = visible.shape
+def additive(visible: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """0 where a token is seen, -inf where not."""
     mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
-    mask.masked_fill_(~visible, float("-inf"))
+    return mask.masked_fill_(~visible, float("-inf"))
+
+
+def _for_heads(mask: torch.Tensor, num_key_heads: int, shared: int) -> torch.Tensor:
+    rows, queries, longest = mask.shape
     heads = num_key_heads if rows > 1 else 1
     repeats = shared if queries > 1 else 1
     spread = mask[:, None, None].expand(rows, heads, repeats, queries, longest)
@@ -123,13 +139,7 @@ def _additive(visible: torch.Tensor, like: torch.Tensor, num_key_heads: int, sha
 def _visible(group: Group, rule: Rule, device: torch.device) -> torch.Tensor | None:
     places = torch.arange(group.longest, device=device)
     ahead = places[None, :] - places[:, None]  # (L, L): how far key j lies ahead of query i
-    visible = None
-    if rule.causal:
-        visible = ahead <= 0
-        if rule.window is not None:
-            visible &= ahead > -rule.window
-    elif rule.window is not None:
-        visible = ahead.abs() < rule.window
+    visible = rule.find_visible(ahead)
     visible = None if visible is None else visible[None]
     # Rows are padded at their end, so a causal mask hides the padding from real tokens already.
     if group.to_padded is not None and not rule.causal:

@@ -10,12 +10,14 @@ heads, G = H/K queries sharing a key head, D width of a head.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
 from tunesmith.models.dropout import dropout
-from tunesmith.models.scores import Rule, attend
-from tunesmith.models.segments import Group, Shared, pad, unpad
+from tunesmith.models.scores import Rule, additive, attend, by_rows
+from tunesmith.models.segments import Group, Shared
 from tunesmith.runtime import working_dtype
 
 
@@ -33,29 +35,19 @@ def attend_shared(
     qs, ks, vs = (x.split(sizes) for x in (q_THD, k_TKD, v_TKD))
     outs = [attend(qs[0], ks[0], vs[0], shared.beginning, rule)]
     for q, k, v, branch in zip(qs[1:], ks[1:], vs[1:], shared.branches, strict=True):
-        outs.append(_attend_branch((q, k, v), (ks[0], vs[0]), branch, rule))
+        how = _attend_long if branch.is_long and not rule.softcap else _attend_matmul
+        outs.append(by_rows((q, k, v), branch, partial(how, beginning=(ks[0], vs[0]), branch=branch, rule=rule)))
     return torch.cat(outs)
 
 
-def _attend_branch(
-    own: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+def _attend_matmul(
+    q_RLHD: torch.Tensor,
+    k_RLKD: torch.Tensor,
+    v_RLKD: torch.Tensor,
     beginning: tuple[torch.Tensor, torch.Tensor],
     branch: Group,
     rule: Rule,
 ) -> torch.Tensor:
-    num_rows, longest = len(branch.lengths), branch.longest
-    padded = own if branch.to_padded is None else tuple(pad(x, branch) for x in own)
-    q, k, v = (x.reshape(num_rows, longest, *x.shape[1:]) for x in padded)
-    how = _attend_long if branch.is_long and not rule.softcap else _attend_matmul
-    out_RLHD = how((q, k, v), beginning, branch, rule)
-    packed = out_RLHD.reshape(num_rows * longest, *out_RLHD.shape[2:])
-    return packed if branch.to_packed is None else unpad(packed, branch)
-
-
-def _attend_matmul(
-    own: tuple[torch.Tensor, ...], beginning: tuple[torch.Tensor, torch.Tensor], branch: Group, rule: Rule
-) -> torch.Tensor:
-    q_RLHD, k_RLKD, v_RLKD = own
     rows, longest, num_heads, width = q_RLHD.shape
     num_key_heads = k_RLKD.shape[2]
     sharing = num_heads // num_key_heads
@@ -77,9 +69,7 @@ def _attend_matmul(
     return out.permute(1, 3, 0, 2, 4).reshape(rows, longest, num_heads, width)
 
 
-def _weights(
-    q: torch.Tensor, k_KDP: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, rule: Rule
-) -> torch.Tensor:
+def _weights(q: torch.Tensor, k_KDP: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, rule: Rule) -> torch.Tensor:
     """(K*R, G*L, P+L) from queries (K*R, G*L, D), the beginning's keys, and own keys (K*R, D, L)."""
     heads = len(k_KDP)
     q = q * rule.scaling
@@ -87,10 +77,8 @@ def _weights(
     scores = torch.cat([to_beginning, torch.bmm(q, k)], -1)
     if rule.softcap:
         scores = rule.softcap * torch.tanh(scores / rule.softcap)
-    if mask is not None:
-        scores = scores + mask if rule.softcap else scores.add_(mask)
     # Autocast would make this softmax, and all that follows, float32; computed inside in float32 anyway.
-    return torch.softmax(scores, -1, dtype=scores.dtype)
+    return torch.softmax(scores.add_(mask), -1, dtype=scores.dtype)
 
 
 def _mix(weights: torch.Tensor, v_KPD: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -133,31 +121,33 @@ class _Attend(torch.autograd.Function):
         return grad_q, grad_k, grad_v, grad_k_KDP, grad_v_KPD, None, None
 
 
-def _mask(branch: Group, size: int, rule: Rule, like: torch.Tensor, sharing: int) -> torch.Tensor | None:
+def _mask(branch: Group, size: int, rule: Rule, like: torch.Tensor, sharing: int) -> torch.Tensor:
     """What is added to the scores (K*R, G*L, P+L), the same for all rows: 0 where a token is seen, -inf where not.
     Rows are padded at their end, so that being causal hides the padding. Kept: every layer asks for it."""
     known = (size, rule.window, like.dtype, sharing)
-    if known not in branch.masks:
-        visible_LS = _visible(branch, size, rule, like.device)
-        mask = torch.zeros(visible_LS.shape, dtype=like.dtype, device=like.device)
-        mask.masked_fill_(~visible_LS, float("-inf"))
-        branch.masks[known] = mask.repeat(sharing, 1)
-    return branch.masks[known]
+    mask = branch.masks.get(known)
+    if mask is None:
+        visible = _visible(branch, size, rule, like.device)
+        assert visible is not None  # being causal hides something
+        mask = branch.masks[known] = additive(visible, like).repeat(sharing, 1)
+    return mask
 
 
-def _visible(branch: Group, size: int, rule: Rule, device: torch.device) -> torch.Tensor:
+def _visible(branch: Group, size: int, rule: Rule, device: torch.device) -> torch.Tensor | None:
     """(L, P+L): which tokens, of the beginning and its own, each place of a row sees."""
     places = torch.arange(size + branch.longest, device=device)
-    ahead = places[None, :] - places[size:, None]
-    visible = ahead <= 0
-    return visible if rule.window is None else visible & (ahead > -rule.window)
+    return rule.find_visible(places[None, :] - places[size:, None])
 
 
 def _attend_long(
-    own: tuple[torch.Tensor, ...], beginning: tuple[torch.Tensor, torch.Tensor], branch: Group, rule: Rule
+    q_1LHD: torch.Tensor,
+    k_1LKD: torch.Tensor,
+    v_1LKD: torch.Tensor,
+    beginning: tuple[torch.Tensor, torch.Tensor],
+    branch: Group,
+    rule: Rule,
 ) -> torch.Tensor:
     """A row too long for its scores to fit the cache is a branch of its own."""
-    q_1LHD, k_1LKD, v_1LKD = own
     k = torch.cat([beginning[0][None], k_1LKD], 1)
     v = torch.cat([beginning[1][None], v_1LKD], 1)
     out = F.scaled_dot_product_attention(
