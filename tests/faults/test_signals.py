@@ -124,7 +124,7 @@ def test_answers_are_given_up_at_once(tmp_path: Path) -> None:
     model, rows = make_base("llama", "generation", tmp_path / "llama"), make_rows("generation", tmp_path / "rows.jsonl")
     log, before = tmp_path / "log.txt", sorted(path.name for path in tmp_path.iterdir())
     arguments = ["evaluate", str(model), "--data", str(rows)]
-    attempt = Attempt(arguments, log, linger=("tunesmith.models.generate._generate_batch", 2))
+    attempt = Attempt(arguments, log, linger=("tunesmith.models.generate.choose", 3))
     assert attempt.signal_when_come(TERM) == 143, log.read_text()
     assert log.read_text().splitlines()[-1] == "stopped by SIGTERM"
     assert "Traceback" not in log.read_text()

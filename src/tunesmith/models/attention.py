@@ -71,7 +71,8 @@ def packed_attention(  # noqa: PLR0913 (the signature is the attention interface
 def unpacked(model: PreTrainedModel) -> Iterator[None]:
     """Inside it the model takes padded batches and caches, as transformers' own `generate` does."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    # Models whose scores have a cap do without PyTorch's fused attention.
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     try:
         yield
     finally:

@@ -21,7 +21,9 @@ def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(N, V) next-token logits at `batch.predict_from` for generation, else (S, C) for the rows."""
     if network.task == "generation":
         with _above_prefix(network, batch):
-            logits: torch.Tensor = network.model(**_inputs(network, batch), logits_to_keep=batch.predict_from).logits
+            logits: torch.Tensor = network.model(
+                **packed_inputs(network, batch), logits_to_keep=batch.predict_from
+            ).logits
         return logits[0]
     head = find_head(network.model)
     hidden_TD = packed_hidden(network, batch)
@@ -31,7 +33,7 @@ def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
 def packed_hidden(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(T, D): the last hidden states, after the final norm."""
     with _above_prefix(network, batch):
-        hidden_1TD: torch.Tensor = network.body(**_inputs(network, batch)).last_hidden_state
+        hidden_1TD: torch.Tensor = network.body(**packed_inputs(network, batch)).last_hidden_state
     return hidden_1TD[0]
 
 
@@ -44,7 +46,7 @@ def _above_prefix(network: Network, batch: PackedBatch) -> AbstractContextManage
     return nullcontext() if network.prefix is None else network.prefix.serving(batch)
 
 
-def _inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:
+def packed_inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "position_ids": (batch.position_ids + position_offset(network.model))[None],
         "segments": plan_segments(batch.lengths, batch.parents, batch.input_ids.device),
