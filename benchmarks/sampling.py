@@ -64,7 +64,7 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
     return measured([len(answer.ids) for answers in made for answer in answers], seconds, likeliest, surprises)
 
 
-def run_transformers(per_call: int, attention: str, settings: dict[str, Any], work: Path) -> Result:
+def run_transformers(per_call: int, attention: str, work: Path) -> Result:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -90,7 +90,7 @@ def run_transformers(per_call: int, attention: str, settings: dict[str, Any], wo
     prompts.sort(key=len)
     counts, start = [], time.perf_counter()
     for first in range(0, len(prompts), per_call):
-        made = answer(prompts[first : first + per_call], ANSWER, **drawing, **settings)
+        made = answer(prompts[first : first + per_call], ANSWER, **drawing)
         counts += [ANSWER] * len(made)
     seconds = time.perf_counter() - start
     return measured(counts, seconds, likeliest.tolist(), (-logprobs.mean((1, 2))).tolist())
@@ -103,8 +103,8 @@ def measured(counts: list[int], seconds: float, likeliest: list[list[int]], surp
     return Result(surprises, sum(counts), seconds, peak_memory(torch.device("cpu")), seen)
 
 
-def peer(name: str, note: str, per_call: int, attention: str = "sdpa", **settings: Any) -> Contestant:
-    return Contestant(name, note, partial(run_transformers, per_call, attention, settings))
+def peer(name: str, note: str, per_call: int, attention: str = "sdpa") -> Contestant:
+    return Contestant(name, note, partial(run_transformers, per_call, attention))
 
 
 CONTESTANTS = (
@@ -112,7 +112,6 @@ CONTESTANTS = (
     peer("hf-all", "sdpa, all prompts in one call", NUM_PROMPTS),
     peer("hf-4", "sdpa, four prompts a call", 4),
     peer("hf-1", "sdpa, one prompt a call: no padding", 1),
-    peer("hf-static", "four prompts a call, static cache", 4, cache_implementation="static"),
     peer("hf-eager", "four prompts a call, eager attention", 4, "eager"),
 )
 TITLE = f"{NUM_ANSWERS} answers of {ANSWER} tokens to each of {NUM_PROMPTS} prompts of some {PROMPT}, {MODEL}, float32"

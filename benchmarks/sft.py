@@ -69,16 +69,17 @@ def batches(num_rows: int, method: str) -> Iterator[list[int]]:
             yield list(range(start, start + BATCH_SIZE))
 
 
-def run_tunesmith(method: str, dtype: str, work: Path) -> Result:
+def run_tunesmith(method: str, dtype: str, memory: str, work: Path) -> Result:
     from peft import PeftModel
 
     from tunesmith.data.pack import pack
     from tunesmith.methods.reparam import adopt_lora
+    from tunesmith.models.checkpointing import checkpoint_blocks
     from tunesmith.models.load import load_network, settle_precision
     from tunesmith.models.prefix import cached_prefix
     from tunesmith.records import TokenizedExample
     from tunesmith.train.loop import trainable
-    from tunesmith.train.optim import make_adamw
+    from tunesmith.train.optim import make_optimizer
     from tunesmith.train.step import Plan, take_step
 
     kind = getattr(torch, dtype)
@@ -94,7 +95,9 @@ def run_tunesmith(method: str, dtype: str, work: Path) -> Result:
     settle_precision(network, kind)
     plan = Plan(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, dtype=kind)
     parameters = trainable(network)
-    optimizer = make_adamw(parameters, LEARNING_RATE, 0.0)
+    if memory == "low":
+        checkpoint_blocks(network)
+    optimizer = make_optimizer(parameters, LEARNING_RATE, 0.0, "adamw_8bit" if memory == "low" else "adamw")
     losses, times, seen = [], [time.perf_counter()], hashlib.sha256()
     with cached_prefix(network, rows, kind, quiet=True) if method == "last-layers" else nullcontext():
         network.model.train()
@@ -217,19 +220,21 @@ def contestants(method: str) -> tuple[Contestant, ...]:
     def trl(name: str, note: str, settings: dict[str, Any], dtype: str) -> Contestant:
         return Contestant(name, note, partial(run_trl, method, settings), dtype)
 
-    def ours(name: str, note: str, dtype: str) -> Contestant:
-        return Contestant(name, note, partial(run_tunesmith, method, dtype), dtype, is_ours=True)
+    def ours(name: str, note: str, dtype: str, memory: str = "balanced") -> Contestant:
+        return Contestant(name, note, partial(run_tunesmith, method, dtype, memory), dtype, is_ours=True)
 
     # Frozen weights may be kept in bfloat16; trained ones lose what is smaller than their eight bits.
     small = (trl("trl-bf16", "+ weights in bf16", BF16_WEIGHTS, "bfloat16"),) if method == "lora" else ()
     packed = BF16_WEIGHTS | PACKED if method == "lora" else NO_CKPT | PACKED
     return (
         ours("tunesmith", "its defaults where the chip has bfloat16", "bfloat16"),
+        ours("tunesmith-low", "memory low: checkpointing, states in 8 bits", "bfloat16", "low"),
         trl("trl", "its defaults: bf16 autocast, checkpointing", {}, "bfloat16"),
         trl("trl-no-ckpt", "without checkpointing", NO_CKPT, "bfloat16"),
         *small,
         trl("trl-packed", "+ padding-free", packed, "bfloat16"),
         ours("tunesmith-fp32", "its defaults elsewhere: float32", "float32"),
+        ours("tunesmith-low-fp32", "memory low: checkpointing, states in 8 bits", "float32", "low"),
         trl("trl-fp32", "float32, otherwise its defaults: checkpointing", FP32, "float32"),
         trl("trl-fp32-no-ckpt", "without checkpointing", FP32 | NO_CKPT, "float32"),
         trl("trl-fp32-packed", "+ padding-free", FP32 | NO_CKPT | PACKED, "float32"),

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith import assets
-from tunesmith.config import ALIASES, CompareConfig, Config, TuneConfig, split_mapping
+from tunesmith.config import ALIASES, SWITCH, CompareConfig, Config, TuneConfig, split_mapping
 from tunesmith.errors import InputError
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
@@ -55,7 +55,7 @@ def flags_of(schema: type[Config]) -> Callable[[Callable[..., None]], Callable[.
         own = inspect.signature(command, eval_str=True).parameters.values()
         parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
         for name, field in schema.model_fields.items():
-            kind: Any = bool if field.annotation is bool else str
+            kind: Any = bool if field.annotation is bool and SWITCH not in field.metadata else str
             default = "" if field.is_required() or field.default in (None, False) else f" [default: {field.default}]"
             if isinstance(field.default, tuple):
                 default = f" [default: {','.join(field.default)}]"

@@ -37,8 +37,19 @@ ALIASES: dict[str, str] = {
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
     "random_seed": "seed",
+    "activation_checkpointing": "gradient_checkpointing",
 }
 
+# What `memory` sets where it is not given: one column a position of the dial, one row a part.
+MEMORY_DIALS: tuple[str, ...] = ("balanced", "low")
+MEMORY_PARTS: dict[str, tuple[Any, ...]] = {
+    "gradient_checkpointing": (False, True),
+    "optim": ("adamw", "adamw_8bit"),
+}
+
+# On the command line: `--key true` or `--key false`, since a dial may have set it.
+SWITCH = "switch"
+Switch = Annotated[bool, SWITCH]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -73,10 +84,12 @@ class Config(BaseModel):
         Raises:
             InputError: an unknown key, or a value out of range; names the file where there is one.
         """
-        values = {} if file is None else _read_yaml(file)
+        earlier = {} if file is None else _rename(_read_yaml(file))
         source = "" if file is None else f"{file}: "
-        values |= dict(given or {})
-        renamed = {ALIASES.get(key, key): value for key, value in values.items()}
+        now = _rename(given or {})
+        if "memory" in now:  # a dial that is turned moves its parts
+            earlier = {key: value for key, value in earlier.items() if key not in MEMORY_PARTS}
+        renamed = earlier | now
         for key in renamed:
             if key not in cls.model_fields:
                 raise InputError(f"{source}unknown key '{key}': {nearest(key, cls.model_fields)}")
@@ -92,6 +105,10 @@ class Config(BaseModel):
             value = self.model_dump(mode="json")[name]
             lines += [f"# {field.description}", yaml.safe_dump({name: value}, allow_unicode=True).rstrip()]
         return "\n".join(lines) + "\n"
+
+
+def _rename(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {ALIASES.get(key, key): value for key, value in values.items()}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -163,6 +180,16 @@ class TrainingConfig(DataConfig):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="When a loss or gradient is NaN or infinite: stop before the update, or skip the step."
     )
+    memory: Literal["balanced", "low"] = Field(
+        "balanced", description="low: less memory for more time; sets gradient_checkpointing and optim where not given."
+    )
+    gradient_checkpointing: Switch = Field(
+        False, description="Blocks keep their inputs alone and run again in the backward pass."
+    )
+    optim: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="Optimizer; adamw_8bit keeps its states in eight bits, two bytes a weight instead of eight.",
+    )
     num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
     bottleneck_size: int = Field(64, gt=0, description="bottleneck: width of each adapter.")
     num_virtual_tokens: int = Field(20, gt=0, description="prompt: virtual tokens before each row.")
@@ -172,6 +199,13 @@ class TrainingConfig(DataConfig):
     target_modules: Names | None = Field(
         None, description="lora, dora: names of linear layers to adapt; all of the body when not given."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_by_memory(cls, values: dict[str, Any]) -> dict[str, Any]:
+        dial = values.get("memory", MEMORY_DIALS[0])
+        column = MEMORY_DIALS.index(dial) if dial in MEMORY_DIALS else 0
+        return {key: settings[column] for key, settings in MEMORY_PARTS.items()} | values
 
 
 class TuneConfig(TrainingConfig):

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import DataConfig, TrainingConfig, TuneConfig
+from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
 from tunesmith.data import sources
 from tunesmith.data.split import split, split_given, take
 from tunesmith.data.tokenize import Signal, measure, tokenize
 from tunesmith.errors import InputError
 from tunesmith.methods.table import Method, default_learning_rate, find_method
+from tunesmith.models.checkpointing import checkpoint_blocks
 from tunesmith.models.embedding import use_row_gradients
 from tunesmith.models.load import (
     Network,
@@ -119,7 +120,7 @@ def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, br
             place = place.replaced(config)
         prepared = prepare(place.as_begun(config), method, parts)
         if not quiet:
-            _announce(prepared, brief)
+            _announce(prepared, config, brief)
         with locked(place.folder), _told_how_to_go_on(place.folder):
             outcome = _train(config, place, prepared, quiet)
             manifest = _save(place.folder, prepared, config, outcome)
@@ -184,6 +185,8 @@ def prepare(config: TrainingConfig, method: Method, parts: Split) -> Prepared:
     if network.wrapper is not None:
         network.wrapper.to(device)
     use_row_gradients(network.model)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(network)
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     return Prepared(network, method, parts, train, validation, make_plan(config, learning_rate, device, dtype), signal)
 
@@ -209,6 +212,7 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         num_epochs=config.num_train_epochs,
         batch_size=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
+        optim=config.optim,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         warmup_ratio=config.warmup_ratio,
@@ -250,7 +254,7 @@ def _accuracy(outputs: RowOutputs, rows: list[TokenizedExample]) -> float:
     return float((outputs.logits.argmax(1) == [row.target for row in rows]).mean())
 
 
-def _announce(prepared: Prepared, brief: bool) -> None:
+def _announce(prepared: Prepared, config: TuneConfig, brief: bool) -> None:
     trainable, total = count_parameters(prepared.network)
     method = (
         f"{trainable:,} of {total:,} parameters trained ({trainable / total:.2%}), "
@@ -264,6 +268,7 @@ def _announce(prepared: Prepared, brief: bool) -> None:
         say(f"split    {prepared.split.note}")
     say(f"signal   {prepared.signal}")
     say(f"method   {prepared.method.name}: {method}")
+    say(f"memory   {config.memory}: " + ", ".join(f"{key} {getattr(config, key)}" for key in MEMORY_PARTS))
     say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
 
 

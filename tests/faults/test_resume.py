@@ -23,7 +23,7 @@ from tunesmith.runs import place as places
 from tunesmith.runs.doctor import examine
 from tunesmith.runs.folder import is_locked, locked, name_owner
 from tunesmith.runs.run import Run
-from tunesmith.train import loop, step
+from tunesmith.train import adamw, loop, step
 from tunesmith.train.checkpoint import list_checkpoints
 from tunesmith.train.step import NonFiniteError
 from tunesmith.tuning import tune
@@ -95,6 +95,21 @@ def test_it_goes_on_by_its_folder_alone(interrupted: Path, whole: dict[str, str]
 def test_a_notebook_goes_on_too(place: Path, interrupted: Path, whole: dict[str, str]) -> None:
     tune(settings(place, interrupted, resume=True), quiet=True)
     assert digest(interrupted) == whole
+
+
+@pytest.mark.parametrize("memory", ["balanced", "low"])
+def test_in_little_memory_it_goes_on_too(
+    memory: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States of eight bits come back as they were; blocks that run twice may run once from here on."""
+    monkeypatch.setattr(adamw, "SMALLEST_QUANTIZED", 64)
+    expected = digest(tune(settings(place, tmp_path / "whole", memory="low"), quiet=True).folder)
+    with monkeypatch.context() as patch:
+        after(7, interrupt, patch)
+        with pytest.raises(KeyboardInterrupt):
+            tune(settings(place, tmp_path / "run", memory="low"), quiet=True)
+    tune(settings(place, tmp_path / "run", resume=True, memory=memory, optim="adamw_8bit"), quiet=True)
+    assert digest(tmp_path / "run") == expected
 
 
 def test_it_asks_where_there_is_somebody_to_ask(

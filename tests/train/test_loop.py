@@ -21,7 +21,7 @@ from tunesmith.models.load import Network
 from tunesmith.records import TokenizedExample
 from tunesmith.runtime import MetricsLog
 from tunesmith.train.loop import Watch, fit, trainable
-from tunesmith.train.optim import Schedule, learning_rate_factor, make_adamw
+from tunesmith.train.optim import Schedule, learning_rate_factor, make_optimizer
 from tunesmith.train.progress import Outcome
 from tunesmith.train.step import NonFiniteError, Plan, take_step
 
@@ -137,7 +137,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(poison: float, tmp_path: Path) -> None:
     network = make_network("bert", "regression", tmp_path / "model")
     parameters = trainable(network)
-    optimizer = make_adamw(parameters, 0.1, 0.0)
+    optimizer = make_optimizer(parameters, 0.1, 0.0)
     rows = [replace(row, target=poison if row.row == 4 else row.target) for row in make_rows("regression")]
     before = weights(network)
     with pytest.raises(NonFiniteError, match=r"step 8: loss .*weights were left as they were.*\[3, 4\]"):

@@ -29,7 +29,7 @@ from tunesmith.signals import Stopped, check, shielded
 from tunesmith.terminal import Bar, describe_bytes, say
 from tunesmith.train import generators
 from tunesmith.train.checkpoint import Start, State, find_checkpoint, load_start, load_weights
-from tunesmith.train.optim import learning_rate_factor, make_adamw
+from tunesmith.train.optim import learning_rate_factor, make_optimizer
 from tunesmith.train.progress import Outcome
 from tunesmith.train.saver import Saver
 from tunesmith.train.step import NonFiniteError, Plan, Step, accumulate
@@ -74,7 +74,9 @@ def fit(
         KeyboardInterrupt: asked to stop.
     """
     parameters = trainable(network)
-    state = State(parameters, make_adamw(parameters, plan.learning_rate, plan.weight_decay), plan.device)
+    state = State(
+        parameters, make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim), plan.device
+    )
     saver = Saver(watch.checkpoints, watch.log, plan.save_steps, plan.save_minutes, watch.mend)
     if start is not None:
         load_start(start, state)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
 
+from tunesmith.train.adamw import AdamW8bit
+
 Schedule = Literal["linear", "cosine", "constant"]
+Optim = Literal["adamw", "adamw_8bit"]
+
+_KINDS: dict[Optim, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adamw_8bit": AdamW8bit,
+}
 
 _DECAY: dict[Schedule, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
@@ -28,13 +37,13 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup: int, schedule: S
     return _DECAY[schedule]((step - num_warmup) / max(1, num_steps - num_warmup))
 
 
-def make_adamw(
-    named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
+def make_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float, kind: Optim = "adamw"
+) -> torch.optim.Optimizer:
     """Decoupled weight decay (Loshchilov & Hutter 2019), not on biases, norms and other vectors."""
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for _, parameter in named:
         (matrices if parameter.ndim > 1 else vectors).append(parameter)
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
+    return _KINDS[kind]([group for group in groups if group["params"]], lr=learning_rate)

@@ -17,7 +17,7 @@ from tunesmith.records import PackedBatch
 from tunesmith.runtime import autocast
 from tunesmith.train.checkpoint import Named
 from tunesmith.train.objective import judged_losses
-from tunesmith.train.optim import Schedule
+from tunesmith.train.optim import Optim, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Plan:
     num_epochs: float = 3.0
     batch_size: int = 16
     accumulation: int = 1
+    optim: Optim = "adamw"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     warmup_ratio: float = 0.06

@@ -34,8 +34,8 @@ def out_of_memory(step: int, plan: Plan, rows: Sequence[TokenizedExample]) -> In
     return InputError(
         f"step {step}: out of memory, with each batch of {plan.batch_size} rows split in two as well; the longest row "
         f"has {longest:,} tokens. The same training in less memory: --per-device-train-batch-size {size} "
-        f"--gradient-accumulation-steps {plan.accumulation * plan.batch_size // size}. Or take a smaller --max-length, "
-        "or a method that trains less (lora, bitfit)"
+        f"--gradient-accumulation-steps {plan.accumulation * plan.batch_size // size}. Or --memory low, a "
+        "smaller --max-length, or a method that trains less (lora, bitfit)"
     )
 
 
