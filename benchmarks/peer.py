@@ -1,4 +1,4 @@
-"""TRL as a contestant: what every trainer of its is told, and when its steps begin and end."""
+"""transformers' Trainer and TRL's as contestants: what all of theirs are told, and when their steps begin and end."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from transformers import TrainerCallback
 
 # Rows in the order given, whole, and nothing but training in the time that is measured.
-SHARED: dict[str, Any] = {
+TRAINER: dict[str, Any] = {
     "num_train_epochs": 1,
     "train_sampling_strategy": "sequential",
-    "max_length": None,
     "logging_strategy": "no",
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
     "use_cpu": True,
 }
+TRL = TRAINER | {"max_length": None}
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]

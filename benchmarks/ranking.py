@@ -76,7 +76,7 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
 def run_trl(settings: dict[str, Any], work: Path) -> Result:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
-    from peer import SHARED, Clock
+    from peer import TRL, Clock
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
 
@@ -99,7 +99,7 @@ def run_trl(settings: dict[str, Any], work: Path) -> Result:
         gradient_accumulation_steps=PASSES,
         # Nothing is learned, so that every step is one of the same weights.
         learning_rate=0.0,
-        **SHARED | settings,
+        **TRL | settings,
     )
     Recorded(
         model=AutoModelForSequenceClassification.from_pretrained(work / "model", dtype=torch.float32),

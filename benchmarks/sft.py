@@ -112,7 +112,7 @@ def run_tunesmith(method: str, dtype: str, memory: str, work: Path) -> Result:
 def run_trl(method: str, settings: dict[str, Any], work: Path) -> Result:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
-    from peer import SHARED, Clock
+    from peer import TRL, Clock
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
@@ -139,7 +139,7 @@ def run_trl(method: str, settings: dict[str, Any], work: Path) -> Result:
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
-        **SHARED | ({"num_train_epochs": EPOCHS} if method == "last-layers" else {}) | settings,
+        **TRL | ({"num_train_epochs": EPOCHS} if method == "last-layers" else {}) | settings,
     )
     Recorded(
         model=model,

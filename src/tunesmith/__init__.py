@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.api import compare, evaluate, load, predict, tune
+    from tunesmith.api import compare, evaluate, load, plan, predict, tune
     from tunesmith.evaluation.compare import Comparison
     from tunesmith.runs.run import Run
+    from tunesmith.train.plan import Forecast
 
-__all__ = ["Comparison", "InputError", "Run", "compare", "evaluate", "load", "predict", "tune"]
+__all__ = ["Comparison", "Forecast", "InputError", "Run", "compare", "evaluate", "load", "plan", "predict", "tune"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "tunesmith.evaluation.compare",
+    "Forecast": "tunesmith.train.plan",
     "Run": "tunesmith.tuning",
-    **dict.fromkeys(("compare", "evaluate", "load", "predict", "tune"), "tunesmith.api"),
+    **dict.fromkeys(("compare", "evaluate", "load", "plan", "predict", "tune"), "tunesmith.api"),
 }
 
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import CompareConfig, TuneConfig
+from tunesmith import planning
+from tunesmith.config import CompareConfig, PlanConfig, TrainingConfig, TuneConfig
 from tunesmith.data import sources
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
 from tunesmith.records import Score
 from tunesmith.runs.run import Run
+from tunesmith.train.plan import Forecast
 from tunesmith.tuning import split_examples
 from tunesmith.tuning import tune as tune_stage
 
@@ -43,6 +45,21 @@ def compare(*, model: str, data: Any, **settings: Any) -> Comparison:
     return comparing.compare(config, _parts(data, config))
 
 
+def plan(*, model: str, data: Any, methods: Sequence[str] | str | None = None, **settings: Any) -> list[Forecast]:
+    """What tuning would need by each method, before any of it runs: memory, time, arithmetic, disk.
+
+    Args:
+        model: as for `tune`; a folder with a configuration and a tokenizer, but no weights, will do.
+        methods: names of methods; nearly all when not given.
+        settings: any key of `tunesmith plan`, for example device="h100".
+
+    `pandas.DataFrame([forecast.to_plain() for forecast in forecasts])` makes a frame of them.
+    """
+    chosen = {} if methods is None else {"methods": methods}
+    config = PlanConfig.read(given={"model": model, "data": _name(data), **chosen, **settings})
+    return planning.plan(config, _parts(data, config))
+
+
 def load(run: str | Path) -> Run:
     """A finished run from its folder."""
     return Run.open(run)
@@ -65,7 +82,7 @@ def _name(data: Any) -> str:
     return str(data) if isinstance(data, str | Path) else f"<{type(data).__name__}>"
 
 
-def _parts(data: Any, config: TuneConfig | CompareConfig) -> Any:
+def _parts(data: Any, config: TrainingConfig) -> Any:
     if isinstance(data, str | Path):
         return None
     return split_examples(sources.load(data, config.task, config.columns), config)

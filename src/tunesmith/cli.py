@@ -24,11 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith import assets
-from tunesmith.config import ALIASES, SWITCH, CompareConfig, Config, TuneConfig, split_mapping
+from tunesmith.config import ALIASES, SWITCH, CompareConfig, Config, PlanConfig, TuneConfig, split_mapping
 from tunesmith.errors import InputError
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
-from tunesmith.terminal import describe_bytes
+from tunesmith.tables import comparison_table, plan_table
+from tunesmith.terminal import describe_bytes, describe_seconds
 
 app = App(
     name="tunesmith",
@@ -93,6 +94,9 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
     out.print(f"validation loss {curve[0]['validation_loss']:.4f} before, {best_loss(curve):.4f} after")
     out.print(f"{run.outcome['steps']} steps in {run.outcome['train_seconds']:.0f} s", end="")
     out.print(f", {run.outcome['tokens_per_second']:,.0f} tokens/s, peak {describe_bytes(run.manifest['peak_memory'])}")
+    if planned := run.manifest.get("plan"):
+        peak, seconds = describe_bytes(planned["peak_memory"]), describe_seconds(planned["seconds"])
+        out.print(f"planned {peak} and {seconds}; it took {describe_seconds(run.outcome['seconds'])} in all")
     if run.outcome["stopped_early"]:
         out.print(f"stopped early: no better evaluation since step {run.outcome['best_step']}, which is what was saved")
     out.print(f"saved   {run.folder}")
@@ -102,6 +106,22 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
 
 def best_loss(curve: Sequence[Mapping[str, float]]) -> float:
     return min(point["validation_loss"] for point in curve)
+
+
+@app.command
+@flags_of(PlanConfig)
+def plan(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Predict memory, time, arithmetic and disk of a tuning, by method, before it runs."""
+    from tunesmith.planning import plan as run_stage
+
+    forecasts = run_stage(PlanConfig.read(config, given(settings)))
+    if as_json:
+        return print_json([forecast.to_plain() for forecast in forecasts])
+    out.print(plan_table(forecasts))
+    for forecast in forecasts:
+        if forecast.advice:
+            out.print(f"{forecast.method}: {forecast.advice}", markup=False, soft_wrap=True)
+    out.print(forecasts[0].basis, markup=False, soft_wrap=True)
 
 
 @app.command
@@ -136,44 +156,6 @@ def _compare(config: CompareConfig, as_json: bool) -> None:
     out.print(comparison_table(comparison.content))
     out.print(comparison.verdict.reason, markup=False)
     out.print(f"report  {comparison.report}", markup=False)
-
-
-def comparison_table(content: Mapping[str, Any]) -> Table:
-    """Systems as rows: metrics with intervals, and what they cost. The best is marked, so is the advice.
-
-    Half the width of the interval fits 80 columns; the page shows both ends.
-    """
-    systems = content["systems"]
-    names = list(dict.fromkeys(name for system in systems for name in system["metrics"]))[:3]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
-    table.add_column("system")
-    for name in names:
-        table.add_column(name, justify="right")
-    for title in ("trained", "peak memory", "time"):
-        table.add_column(title, justify="right")
-    for system in systems:
-        best, advised = (system["name"] == content["verdict"][key] for key in ("best", "recommended"))
-        mark = ("★" if best else "") + ("✓" if advised else "")
-        cells = [interval_text(system["metrics"].get(name)) for name in names]
-        if system["error"]:
-            table.add_row("✗", system["name"], system["error"].splitlines()[0], style="red")
-            continue
-        trained = f"{system['trainable_parameters']:,}" if system["trainable_parameters"] else "-"
-        cost = (trained, describe_bytes(system["peak_memory"]), f"{system['total_seconds']:.0f} s")
-        table.add_row(mark, system["name"], *cells, *cost, style="bold" if best else "")
-    table.caption = f"★ best {content['primary']}   ✓ recommended   ± half of the 95 % bootstrap interval"
-    table.caption_justify = "left"
-    return table
-
-
-def interval_text(interval: Mapping[str, float | None] | None) -> str:
-    ends = [] if interval is None else [interval[end] for end in ("value", "low", "high")]
-    known = [end for end in ends if end is not None]
-    if len(known) < 3:
-        return "-" if not known else f"{known[0]:.3f}"
-    value, low, high = known
-    return f"{value:.3f} ±{(high - low) / 2:.3f}"
 
 
 @app.command

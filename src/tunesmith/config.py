@@ -216,6 +216,7 @@ class TuneConfig(TrainingConfig):
         None, gt=0, description="Peak learning rate; each method has a default of its own."
     )
     overwrite: bool = Field(False, description="Replace the run in the output folder.")
+    force: bool = Field(False, description="Start even when the plan says that memory will not suffice.")
     resume: bool = Field(False, description="Go on with an interrupted run in the output folder, if there is one.")
     allow_change: Names = Field(
         (), description="Inputs that may differ when a run goes on, for example data,learning_rate,torch."
@@ -223,6 +224,17 @@ class TuneConfig(TrainingConfig):
     extend: Path | None = Field(
         None, description="Begin where this finished run has ended, with a schedule of its own; into a new folder."
     )
+
+
+class PlanConfig(TrainingConfig):
+    """What trainings would need, by method. `device` may name hardware that is not here."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, mps, or a chip by name: h100, h100x8, a100, l4, t4...")
+    methods: Names = Field(
+        ("full", "last-layers", "bitfit", "norms", "bottleneck", "prompt", "lora", "dora", "head-only"),
+        description="Methods to plan.",
+    )
+    learning_rate: float | None = Field(None, gt=0, description="Takes no part in a plan.")
 
 
 class CompareConfig(TrainingConfig):

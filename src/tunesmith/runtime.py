@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 
 from tunesmith.errors import InputError
@@ -88,8 +89,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
-        import psutil  # the only portable way there, and not needed elsewhere
-
         return int(psutil.Process().memory_info().peak_wset)
     import resource  # does not exist on Windows
 
@@ -105,6 +104,19 @@ def current_memory(device: torch.device) -> int:
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return peak_memory(device)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process may hold in all, as in `peak_memory`: what it has and what is free now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
+    own = psutil.Process().memory_info().rss
+    most = own + psutil.virtual_memory().available
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.is_file() and limit.read_text().strip().isdigit():
+            most = min(most, int(limit.read_text()))
+    return int(most)
 
 
 class Trimmer:

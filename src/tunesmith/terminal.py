@@ -33,6 +33,13 @@ def describe_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def describe_seconds(count: float) -> str:
+    """59 -> '59 s', 600 -> '10 min', 7200 -> '2.0 h'."""
+    if count < 120:
+        return f"{count:.1f} s" if count < 10 else f"{count:.0f} s"
+    return f"{count / 60:.0f} min" if count < 7200 else f"{count / 3600:,.1f} h"
+
+
 class Bar:
     """A progress bar with rate and time left; without a terminal, a plain line now and then."""
 

@@ -8,10 +8,12 @@ written last; a folder without it is not a finished run, but one to go on with.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,16 @@ from tunesmith.data import sources
 from tunesmith.data.split import split, split_given, take
 from tunesmith.data.tokenize import Signal, measure, tokenize
 from tunesmith.errors import InputError
-from tunesmith.methods.table import Method, default_learning_rate, find_method
-from tunesmith.models.checkpointing import checkpoint_blocks
-from tunesmith.models.embedding import use_row_gradients
+from tunesmith.forecasting import Target, foresee
+from tunesmith.methods.table import Method, default_learning_rate, find_method, put_under
 from tunesmith.models.load import (
     Network,
     count_parameters,
     load_config,
     load_network,
     load_tokenizer,
+    move,
     resolve_model,
-    settle_precision,
 )
 from tunesmith.models.prefix import cached_prefix
 from tunesmith.records import Examples, Split, TokenizedExample
@@ -42,6 +43,7 @@ from tunesmith.runs.place import Place, begin, choose_place
 from tunesmith.runs.run import Run
 from tunesmith.runtime import (
     MetricsLog,
+    available_memory,
     choose_device,
     choose_precision,
     describe_machine,
@@ -53,10 +55,15 @@ from tunesmith.signals import listening
 from tunesmith.storage import describe_files, explained, write_json
 from tunesmith.terminal import say
 from tunesmith.train.checkpoint import estimate_bytes, find_newest, step_of
+from tunesmith.train.clock import Clock
 from tunesmith.train.loop import Watch, fit, trainable
+from tunesmith.train.plan import Forecast, Rows
 from tunesmith.train.progress import Outcome
 from tunesmith.train.step import Plan
 from tunesmith.train.validate import RowOutputs, validate
+
+# A training that is about to begin is worth so many seconds of timing operations; earlier ones are remembered.
+PATIENCE_BEFORE_TUNING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Prepared:
     validation: list[TokenizedExample]
     plan: Plan
     signal: Signal
+    forecast: Forecast | None
 
 
 def load_split(config: DataConfig) -> Split:
@@ -118,7 +126,7 @@ def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, br
                 say(f"{place.folder} is finished already")
                 return finished
             place = place.replaced(config)
-        prepared = prepare(place.as_begun(config), method, parts)
+        prepared = prepare(place.as_begun(config), method, parts, planned=not (quiet or brief or place.goes_on))
         if not quiet:
             _announce(prepared, config, brief)
         with locked(place.folder), _told_how_to_go_on(place.folder):
@@ -140,6 +148,7 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
 
 def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool) -> Outcome:
     folder = place.folder
+    started = time.monotonic()
     rows = [*prepared.train, *prepared.validation]
     inputs = describe_inputs(
         config, prepared.network, prepared.split, rows, prepared.plan.learning_rate, prepared.plan.dtype
@@ -158,7 +167,9 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool) ->
             mend=how_to_go_on(folder),
         )
         with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet):
-            return fit(prepared.network, prepared.train, prepared.plan, watch, start)
+            outcome = fit(prepared.network, prepared.train, prepared.plan, watch, start)
+            outcome.seconds = time.monotonic() - started
+            return outcome
     finally:
         log.close()
 
@@ -167,28 +178,52 @@ def _fingerprints(parts: Split) -> dict[str, str]:
     return {name: getattr(parts, name).fingerprint for name in ("train", "validation", "test")}
 
 
-def prepare(config: TrainingConfig, method: Method, parts: Split) -> Prepared:
-    """Everything up to the first step: model, method, ids, and the proof that something is trained."""
+def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool = False) -> Prepared:
+    """Everything up to the first step: model, method, ids, and the proof that something is trained.
+
+    With `planned` also a forecast, made before weights are loaded.
+
+    Raises:
+        InputError: wrong model, data or method, or the forecast says that memory will not suffice.
+    """
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     task = parts.train.task
-    max_length = find_max_length(config)
-    tokenizer = load_tokenizer(resolve_model(config.model), config.model, task)
-    train, validation = (tokenize(part, tokenizer, max_length) for part in (parts.train, parts.validation))
+    rows = read_rows(config, parts)
+    train, validation = rows.train, rows.validation
     signal = measure(train)
-    _check_signal(signal, parts.train, train)
+    forecast = _foresee(config, method, parts, rows, device, dtype) if planned else None
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
-    method.apply(network, config)
-    settle_precision(network, dtype)
-    network.model.to(device)
-    if network.wrapper is not None:
-        network.wrapper.to(device)
-    use_row_gradients(network.model)
-    if config.gradient_checkpointing:
-        checkpoint_blocks(network)
+    put_under(network, method, config, dtype, partial(move, device=device))
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
-    return Prepared(network, method, parts, train, validation, make_plan(config, learning_rate, device, dtype), signal)
+    plan = make_plan(config, learning_rate, device, dtype)
+    return Prepared(network, method, parts, train, validation, plan, signal, forecast)
+
+
+def read_rows(config: TrainingConfig, parts: Split) -> Rows:
+    """Training and validation rows as ids.
+
+    Raises:
+        InputError: rows that are too long, or that teach nothing.
+    """
+    tokenizer = load_tokenizer(resolve_model(config.model), config.model, parts.train.task)
+    max_length = find_max_length(config)
+    rows = Rows(*(tokenize(part, tokenizer, max_length) for part in (parts.train, parts.validation)))
+    _check_signal(measure(rows.train), parts.train, rows.train)
+    return rows
+
+
+def _foresee(
+    config: TrainingConfig, method: Method, parts: Split, rows: Rows, device: torch.device, dtype: torch.dtype
+) -> Forecast:
+    clock = Clock(device, patience=PATIENCE_BEFORE_TUNING)
+    plan = make_plan(config, 1.0, device, dtype)
+    forecast = foresee(config, method, parts.train, rows, plan, Target(device, clock, available_memory(device)))
+    clock.save()
+    if not forecast.fits and not getattr(config, "force", False):
+        raise InputError(f"{forecast.advice}. --force starts all the same")
+    return forecast
 
 
 def find_max_length(config: DataConfig) -> int:
@@ -269,6 +304,8 @@ def _announce(prepared: Prepared, config: TuneConfig, brief: bool) -> None:
     say(f"signal   {prepared.signal}")
     say(f"method   {prepared.method.name}: {method}")
     say(f"memory   {config.memory}: " + ", ".join(f"{key} {getattr(config, key)}" for key in MEMORY_PARTS))
+    if prepared.forecast is not None:
+        say(f"plan     {prepared.forecast}")
     say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
 
 
@@ -301,6 +338,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
         "trainable_parameters": num_trained,
         "total_parameters": total,
         "peak_memory": peak_memory(prepared.plan.device),
+        "plan": _plan_as_mapping(prepared.forecast),
         "machine": describe_machine(prepared.plan.device, prepared.plan.dtype),
         "outcome": _outcome_as_mapping(outcome),
         "versions": versions(),
@@ -310,10 +348,15 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
     return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
 
 
+def _plan_as_mapping(forecast: Forecast | None) -> dict[str, float] | None:
+    return None if forecast is None else {"peak_memory": forecast.peak, "seconds": round(forecast.seconds, 2)}
+
+
 def _outcome_as_mapping(outcome: Outcome) -> dict[str, Any]:
     return {
         "steps": outcome.steps,
         "epochs": round(outcome.epochs, 3),
+        "seconds": round(outcome.seconds, 2),
         "train_seconds": round(outcome.train_seconds, 2),
         "tokens": outcome.num_tokens,
         "tokens_per_second": round(outcome.tokens_per_second, 1),

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.signals import HEEDED
 
-CLOCKS = {"time", "tokens_per_second", "memory", "train_seconds", "log_offset", "log_seconds"}
+CLOCKS = {"time", "tokens_per_second", "memory", "seconds", "train_seconds", "log_offset", "log_seconds"}
 MODULES = ["tunesmith.cli", "tunesmith.tuning", "tests.faults.survival"]
 # Method, model, task, and flags that make its state rich: dropout, accumulation, several evaluations.
 CASES: dict[str, tuple[str, str, list[str]]] = {

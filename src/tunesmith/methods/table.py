@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError, nearest
 from tunesmith.methods import additive, full, reparam, selective
-from tunesmith.models.load import Network, quietly
+from tunesmith.models.checkpointing import checkpoint_blocks
+from tunesmith.models.embedding import use_row_gradients
+from tunesmith.models.load import Network, quietly, settle_precision
 from tunesmith.models.wrap import read
 
 Family = Literal["full", "selective", "additive", "reparameterised"]
@@ -141,6 +145,18 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+def put_under(
+    network: Network, method: Method, config: TrainingConfig, dtype: torch.dtype, place: Callable[[Network], None]
+) -> None:
+    """A loaded network under a method, in its precision and, by `place`, where it computes; ready to train."""
+    method.apply(network, config)
+    settle_precision(network, dtype)
+    place(network)
+    use_row_gradients(network.model)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(network)
 
 
 def find_method(name: str) -> Method:

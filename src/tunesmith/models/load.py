@@ -187,7 +187,7 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     """
     source = resolve_model(name)
     base = find_base(source, name)
-    _refuse_unfit(load_config(base, name), task, name)
+    refuse_unfit(load_config(base, name), task, name)
     model, info = _read_model(base, name, task, class_names, dtype)
     network = Network(
         model=model,
@@ -202,11 +202,16 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     network.fingerprint = fingerprint(model, network.new_modules, name)
     if base != source:
         _merge(network, Path(source))
+    use_our_layers(network)
+    return network
+
+
+def use_our_layers(network: Network) -> None:
+    """Packed attention, and layers that cost less than the ones they replace."""
     _agree_on_pad(network)
     network.model.set_attn_implementation(PACKED)
     use_cheap_dropout(network.model)
     use_lean_layers(network.model)
-    return network
 
 
 def _read_model(
@@ -220,7 +225,7 @@ def _read_model(
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
     auto: Any = AutoModelForCausalLM
     if task != "generation":
-        auto, kwargs = AutoModelForSequenceClassification, kwargs | _head_config(task, class_names)
+        auto, kwargs = AutoModelForSequenceClassification, kwargs | head_settings(task, class_names)
     with _naming(f"cannot load the weights of '{given}'", "Fetch the model again"), quietly():
         return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
 
@@ -266,7 +271,7 @@ def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def _refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
+def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise InputError(f"'{name}' is an encoder-decoder ({kind}); tunesmith takes encoders and decoders so far")
@@ -278,7 +283,7 @@ def _refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
         )
 
 
-def _head_config(task: Task, class_names: Sequence[str]) -> dict[str, Any]:
+def head_settings(task: Task, class_names: Sequence[str]) -> dict[str, Any]:
     if task == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
     return {
@@ -315,6 +320,12 @@ def _agree_on_pad(network: Network) -> None:
             f"{network.model.get_input_embeddings().num_embeddings}. Resize and save the model first"
         )
     network.model.config.pad_token_id = network.tokenizer.pad_token_id
+
+
+def move(network: Network, device: torch.device) -> None:
+    network.model.to(device)
+    if network.wrapper is not None:
+        network.wrapper.to(device)
 
 
 def settle_precision(network: Network, dtype: torch.dtype) -> None:

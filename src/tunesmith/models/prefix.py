@@ -91,6 +91,17 @@ class Prefix:
             del vars(layer)["forward"]
         self._store.clear()
 
+    @property
+    def states(self) -> list[torch.Tensor]:
+        """What is in the store, (T, D) for each row."""
+        return list(self._store.values())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of the states in the store; 0 while it is empty."""
+        states = next(iter(self._store.values()), None)
+        return 0 if states is None else states.shape[-1] * states.element_size()
+
     @torch.inference_mode()
     def fill(self, rows: Sequence[TokenizedExample], dtype: torch.dtype, quiet: bool) -> None:
         """Runs the blocks over all rows, in batches that depend on nothing but the rows."""

@@ -26,7 +26,7 @@ from tunesmith.storage import write_json
 # Keys that may differ between the commands that begin and that go on with one run: where it is, how it is watched.
 FREE = {"output", "overwrite", "resume", "allow_change", "extend", "save_steps", "save_minutes", "on_nonfinite"}
 # And what changes no bit, or stands in the parts it sets.
-FREE |= {"gradient_checkpointing", "memory"}
+FREE |= {"gradient_checkpointing", "memory", "force"}
 # Keys whose content is compared, or what was chosen for them, and not the words.
 COMPARED_OTHERWISE = {"model", "data", "eval_data", "columns", "task", "device", "precision", "learning_rate"}
 COMPARED_OTHERWISE |= {"max_train_samples", "max_validation_samples", "max_test_samples"}

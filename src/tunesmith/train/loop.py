@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -35,7 +36,11 @@ from tunesmith.train.saver import Saver
 from tunesmith.train.step import NonFiniteError, Plan, Step, accumulate
 from tunesmith.train.trouble import find_nonfinite_rows, is_out_of_memory, out_of_memory, report_nonfinite
 
+Made = TypeVar("Made")
+
 MOST_SKIPPED = 10
+# From so many steps on, a rehearsal of the longest batch costs at most a twentieth of the training.
+FEWEST_TO_REHEARSE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,8 @@ class _Training:
 
     def run(self) -> None:
         self._network.model.train()
+        if self._state.step == 0 and self._num_steps >= FEWEST_TO_REHEARSE:
+            self._in_memory(self._rehearse)
         with Bar(self._watch.label, self._num_steps, self._watch.quiet, done=self._state.step) as bar:
             while True:
                 check()
@@ -189,13 +196,30 @@ class _Training:
     def _gradient(self) -> tuple[list[PackedBatch], Step | None]:
         """The next window and its gradient; without one when the step is to be skipped."""
         try:
-            return self._gradient_at_once()
+            return self._in_memory(self._gradient_at_once)
         except NonFiniteError as error:
             return self._meet_nonfinite(error), None
+
+    def _in_memory(self, attempt: Callable[[], Made]) -> Made:
+        """What the attempt makes. Out of memory: once more with each batch in two parts, which has the same gradient;
+        from then on so."""
+        plan, progress, step = self._plan, self._state.progress, self._state.step + 1
+        try:
+            return attempt()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        return self._gradient_in_parts()
+        if plan.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if progress.num_parts == 1 and plan.batch_size > 1:
+            progress.num_parts = 2
+            say(f"step {step}: out of memory; from here on each batch runs in two parts")
+            try:
+                return attempt()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        raise out_of_memory(step, plan, self._rows)
 
     def _gradient_at_once(self) -> tuple[list[PackedBatch], Step]:
         window = self._windows.at(self._state)
@@ -213,20 +237,17 @@ class _Training:
             clear_gradients(self._network.model, self._state.optimizer)
             raise
 
-    def _gradient_in_parts(self) -> tuple[list[PackedBatch], Step]:
-        """Out of memory: once more, each batch in two parts, which has the same gradient; from now on so."""
-        plan, progress, step = self._plan, self._state.progress, self._state.step + 1
-        if plan.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if progress.num_parts == 1 and plan.batch_size > 1:
-            progress.num_parts = 2
-            say(f"step {step}: out of memory; from here on each batch runs in two parts")
-            try:
-                return self._gradient_at_once()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-        raise out_of_memory(step, plan, self._rows)
+    def _rehearse(self) -> None:
+        """The batch with the most tokens, before all others and without an update: what does not fit into memory shows
+        now and not hours later. Everything is afterwards as it was."""
+        before = generators.capture(self._plan.device)
+        try:
+            accumulate(self._network, self._windows.longest(self._state), self._state.parameters, self._plan, 0)
+        except NonFiniteError:
+            pass  # met, and told, at its own step
+        finally:
+            generators.restore(before, self._plan.device)
+            clear_gradients(self._network.model, self._state.optimizer)
 
     def _meet_nonfinite(self, error: NonFiniteError) -> list[PackedBatch]:
         """Stops with everything on disk that one needs to look at it, or lets the window pass by."""
@@ -277,6 +298,15 @@ class _Windows:
             for batch in self._batches[start : start + plan.accumulation]
             for part in _split(batch, progress.num_parts)
         ]
+        return self._pack(parts)
+
+    def longest(self, state: State) -> list[PackedBatch]:
+        """The batch with the most tokens of this epoch, in as many parts as it runs in."""
+        batches = epoch_batches(len(self._rows), self._plan.batch_size, self._plan.seed, state.progress.epoch)
+        longest = max(batches, key=lambda batch: sum(len(self._rows[index].input_ids) for index in batch))
+        return self._pack(_split(longest, state.progress.num_parts))
+
+    def _pack(self, parts: Sequence[list[int]]) -> list[PackedBatch]:
         network = self._network
         return [pack([self._rows[i] for i in part], network.num_virtual, share=network.is_decoder) for part in parts]
 

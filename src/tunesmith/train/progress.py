@@ -12,7 +12,10 @@ from tunesmith.records import PackedBatch
 
 @dataclass
 class Outcome:
-    """What a training says of itself. `curve` has one entry per evaluation."""
+    """What a training says of itself. `curve` has one entry per evaluation.
+
+    `train_seconds` are those of the steps, `seconds` those of everything from the first pass on, in this process.
+    """
 
     steps: int = 0
     epochs: float = 0.0
@@ -21,6 +24,7 @@ class Outcome:
     best_step: int = 0
     stopped_early: bool = False
     skipped_steps: int = 0
+    seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
     def count(self, window: Sequence[PackedBatch], seconds: float, num_rows: int) -> None:

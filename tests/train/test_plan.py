@@ -1,0 +1,248 @@
+"""What a plan foretells beside what happens: the network, the arithmetic by torch's own counter, the memory by torch's
+own profiler, and the rest of a deep network from two shallow ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.parity.test_packed import make_rows
+from tests.parity.tiny import make_network
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from tunesmith import forecasting
+from tunesmith.config import TuneConfig
+from tunesmith.data.pack import pack, token_batches
+from tunesmith.methods.table import METHODS, put_under
+from tunesmith.models.load import Network, load_network, move
+from tunesmith.models.outline import Pretence, Unknowing, outline_network
+from tunesmith.records import Examples, Task
+from tunesmith.train.clock import Clock, DataSheet
+from tunesmith.train.loop import trainable
+from tunesmith.train.objective import judged_losses
+from tunesmith.train.optim import make_optimizer
+from tunesmith.train.plan import Needs, Rows, find_needs, forecast
+from tunesmith.train.step import Plan, accumulate
+
+CPU = torch.device("cpu")
+ROWS = 8
+
+
+def settings(folder: Path, method: str, **more: Any) -> TuneConfig:
+    given = {"model": str(folder), "data": "d", "method": method, "num_last_layers": 1, "num_virtual_tokens": 3}
+    return TuneConfig.read(given=given | {"lora_r": 2, "bottleneck_size": 4} | more)
+
+
+def real(folder: Path, task: Task, config: TuneConfig) -> Network:
+    network = load_network(str(folder), task, ("a", "b", "c") if task == "classification" else ())
+    put_under(network, METHODS[config.method], config, torch.float32, partial(move, device=CPU))
+    return network
+
+
+def outlined(
+    folder: Path, task: Task, config: TuneConfig, pretence: Pretence, num_layers: int | None = None
+) -> Network:
+    names = ("a", "b", "c") if task == "classification" else ()
+    network = outline_network(str(folder), task, names, num_layers)
+    with torch.device("meta"), Unknowing():
+        put_under(network, METHODS[config.method], config, torch.float32, pretence.place)
+    return network
+
+
+def needs_of(
+    folder: Path, task: Task, config: TuneConfig, num_layers: int | None = None, **plan: Any
+) -> tuple[Needs, Plan]:
+    pretence = Pretence(CPU)
+    network = outlined(folder, task, config, pretence, num_layers)
+    rows = make_rows(task)
+    made = Plan(learning_rate=1e-3, batch_size=ROWS, optim=config.optim, **plan)
+    return find_needs(network, pretence, Rows(rows, rows[:4]), made), made
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("plan")
+    for kind, task in KINDS.items():
+        make_network(kind, task, place / kind)
+    return {kind: place / kind for kind in KINDS}
+
+
+KINDS: dict[str, Task] = {"llama": "generation", "gpt2": "generation", "bert": "classification"}
+METHODS_OF = [(kind, name) for kind in ("llama", "bert") for name in METHODS if (kind, name) != ("llama", "bitfit")]
+METHODS_OF = [pair for pair in METHODS_OF if pair != ("llama", "head-only")]  # Llama has neither biases nor a new head
+
+
+@pytest.mark.parametrize(("kind", "method"), [*METHODS_OF, ("gpt2", "lora"), ("gpt2", "full")])
+def test_an_outline_is_the_network(kind: str, method: str, folders: dict[str, Path]) -> None:
+    config = settings(folders[kind], method)
+    theirs = real(folders[kind], KINDS[kind], config)
+    ours = outlined(folders[kind], KINDS[kind], config, Pretence(CPU))
+
+    def describe(network: Network) -> list[tuple[str, torch.Size, torch.dtype, bool]]:
+        root = network.wrapper if network.wrapper is not None else network.model
+        return [(name, p.shape, p.dtype, p.requires_grad) for name, p in root.named_parameters()]
+
+    assert describe(ours) == describe(theirs)
+    assert all(p.untyped_storage().device.type == "meta" for p in ours.model.parameters())
+
+
+TWICE = [(kind, method, True) for kind in ("llama", "bert") for method in ("full", "lora")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "checkpointed"), [*((kind, method, False) for kind, method in METHODS_OF), *TWICE]
+)
+def test_arithmetic_is_what_torch_counts(kind: str, method: str, checkpointed: bool, folders: dict[str, Path]) -> None:
+    config = settings(folders[kind], method, gradient_checkpointing=checkpointed)
+    task = KINDS[kind]
+    # No frozen blocks answered from a store: all of them run in the step that torch counts.
+    with without_store():
+        needs, plan = needs_of(folders[kind], task, config)
+    network = real(folders[kind], task, config)
+    network.model.train()
+    rows = make_rows(task)
+    # torch leaves out products that are added in place, as those of the head's gradient are.
+    aten = torch.ops.aten
+    in_place = {
+        aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
+        aten.baddbmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * a[2] * b[2],
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    with counter:
+        accumulate(network, [pack(rows[:ROWS], network.num_virtual, network.is_decoder)], trainable(network), plan, 0)
+    assert needs.works["window"].flops == counter.get_total_flops() > 0
+    judged = [rows[index] for index in token_batches(rows[:4])[0]]
+    network.model.eval()
+    with torch.no_grad(), counter:  # not inference_mode, where torch does not count a linear layer
+        judged_losses(network, pack(judged, network.num_virtual, network.is_decoder))
+    assert needs.works["validation"].flops == counter.get_total_flops() > 0
+
+
+@contextmanager
+def without_store() -> Iterator[None]:
+    from tunesmith.train import plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "LARGEST_STORE", 0)
+        yield
+
+
+@pytest.mark.parametrize("memory", ["balanced", "low"])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("llama", "full"), ("llama", "lora"), ("bert", "full"), ("bert", "bitfit")]
+)
+def test_memory_is_what_torch_allocates(kind: str, method: str, memory: str, folders: dict[str, Path]) -> None:
+    """The highest sum of what torch's profiler saw come and go in a step and its update, weights and states apart."""
+    config, task = settings(folders[kind], method, memory=memory), KINDS[kind]
+    needs, plan = needs_of(folders[kind], task, config)
+    network = real(folders[kind], task, config)
+    network.model.train()
+    rows, named = make_rows(task), trainable(network)
+    optimizer = make_optimizer(named, 1e-3, 0.0, plan.optim)
+    window = [pack(rows[:ROWS], network.num_virtual, network.is_decoder)]
+    for _ in range(2):  # the states exist from the second step on
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=False) as seen:
+            accumulate(network, window, named, plan, 0)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    held, highest = 0, 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    lasting = ("parameters", "optimizer")
+    steps = {name: peak for name, peak in needs.peaks.items() if name not in ("validation", "fill", "")}
+    foretold = max(sum(size for key, size in peak.items() if key not in lasting) for peak in steps.values())
+    assert foretold == pytest.approx(highest, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("llama", "full"), ("llama", "lora"), ("bert", "full"), ("bert", "bitfit")]
+)
+def test_deep_networks_follow_from_shallow_ones(kind: str, method: str, tmp_path: Path) -> None:
+    task = KINDS[kind]
+    make_network(kind, task, tmp_path)
+    config = settings(tmp_path, method)
+    (less, _), (more, _), (whole, _) = (needs_of(tmp_path, task, config, count) for count in (2, 3, 6))
+    found = more.extended(less, 3)
+    assert (found.trained, found.parameters, found.checkpoint) == (whole.trained, whole.parameters, whole.checkpoint)
+    assert {name: work.flops for name, work in found.works.items()} == {
+        name: work.flops for name, work in whole.works.items()
+    }
+    assert {name: work.num_calls for name, work in found.works.items()} == pytest.approx(
+        {name: work.num_calls for name, work in whole.works.items()}, rel=0.01
+    )
+    tops = [max(sum(peak.values()) for peak in one.peaks.values()) for one in (found, whole)]
+    assert tops[0] == pytest.approx(tops[1], rel=0.01)
+
+
+class Steady:
+    """Every operation takes a second."""
+
+    def seconds(self, work: Any) -> float:
+        return float(sum(count for _, count in work))
+
+
+def test_passes_are_counted(folders: dict[str, Path]) -> None:
+    """Twice the epochs are twice the steps and their time, and validation once more an epoch."""
+    config = settings(folders["llama"], "full")
+    found = []
+    for epochs in (1, 2):
+        needs, plan = needs_of(folders["llama"], "generation", config, num_epochs=epochs)
+        rows = make_rows("generation")
+        found.append(forecast(needs, Rows(rows, rows[:4]), plan, Steady()))
+    assert [one.num_steps for one in found] == [2, 4] if len(rows) > ROWS else [1, 2]
+    assert found[1].parts["window"] == pytest.approx(2 * found[0].parts["window"])
+    assert found[1].parts["update"] == pytest.approx(2 * found[0].parts["update"])
+    assert found[1].parts["validation"] == pytest.approx(1.5 * found[0].parts["validation"])
+    assert found[0].num_tokens == sum(len(row.input_ids) for row in rows)
+
+
+def test_a_clock_remembers_and_outlives_a_damaged_file(tmp_path: Path, folders: dict[str, Path]) -> None:
+    needs, _ = needs_of(folders["bert"], "classification", settings(folders["bert"], "full"))
+    work, file = needs.works["window"], tmp_path / "clock.json"
+    clock = Clock(CPU, 10.0, file)
+    first = clock.seconds(work)
+    clock.save()
+    assert 0 < first < 5
+    assert Clock(CPU, 0.0, file).seconds(work) == first, "nothing is timed a second time"
+    file.write_text("{")
+    assert Clock(CPU, 0.0, file).seconds(work) > 0
+    assert DataSheet(1e15, 1e12, 0.5).seconds(work) < first
+
+
+def test_too_little_memory_names_what_fits(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with it, it does fit."""
+    rows = make_rows("classification")
+    read = Rows(rows, rows[:4])
+    examples = Examples("classification", (), ("a", "b", "c"), "", "")
+    pace = DataSheet(1e12, 1e11, 0.5)
+
+    def foresee(available: int, **more: Any) -> Any:
+        config = settings(folders["bert"], "full", per_device_train_batch_size=ROWS, **more)
+        plan = Plan(1e-3, batch_size=config.per_device_train_batch_size)
+        target = forecasting.Target(CPU, pace, available, by_data_sheet=True)
+        return forecasting.foresee(config, METHODS["full"], examples, read, plan, target)
+
+    roomy = foresee(2**30)
+    assert roomy.fits
+    assert not roomy.advice
+    tight = foresee(roomy.peak - 1)
+    assert not tight.fits
+    size = int(tight.advice.partition("--per-device-train-batch-size ")[2].split()[0])
+    assert size < ROWS
+    config = settings(folders["bert"], "full", per_device_train_batch_size=size)
+    plan = Plan(1e-3, batch_size=size)
+    target = forecasting.Target(CPU, pace, roomy.peak - 1, by_data_sheet=True)
+    assert forecasting.foresee(config, METHODS["full"], examples, read, plan, target).fits
+    hopeless = foresee(roomy.memory.parameters)
+    assert "take a method that trains less" in hopeless.advice
+    assert asdict(hopeless)["available"] == roomy.memory.parameters
