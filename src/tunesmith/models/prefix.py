@@ -112,12 +112,13 @@ class Prefix:
         num_bytes = 0
         with Bar(f"{len(self._layers)} frozen blocks, once", len(batches), quiet) as bar:
             for chosen in batches:
-                batch = pack([distinct[index] for index in chosen]).to(network.model.device)
+                batch = pack([distinct[index] for index in chosen], share=network.is_decoder).to(network.model.device)
                 with autocast(network.model.device, dtype):
                     packed_hidden(network, batch)
                 assert self._left is not None
-                for key, states in zip(_keys(batch), self._left.split(batch.lengths), strict=True):
-                    self._store[key] = states.clone()
+                parts = self._left.split(batch.lengths)
+                for key, chain in zip(_keys(batch), batch.chains, strict=True):
+                    states = self._store[key] = torch.cat([parts[segment] for segment in chain])
                     num_bytes += states.nbytes
                 bar.advance(describe_bytes(num_bytes))
 
