@@ -44,7 +44,7 @@ def prepare(work: Path) -> None:
     for number in range(STEPS * BATCH_SIZE):
         row = rng.choice(labelled)
         more = [rng.choice(labelled).text for _ in range(rng.randrange(2, 8))] if number % 4 == 0 else []
-        chosen.append((" ".join([row.text, *more]), int(row.target)))
+        chosen.append((" ".join([row.text, *more]), examples.class_names.index(row.target)))
     ids = encode_texts([text for text, _ in chosen], network.tokenizer, network.max_positions)
     rows = [{"ids": list(one), "label": label} for (one, _), (_, label) in zip(ids, chosen, strict=True)]
     (work / "rows.json").write_text(json.dumps(rows))

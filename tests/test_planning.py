@@ -43,7 +43,7 @@ def test_the_command_plans_every_method(
     full, lora, head = json.loads(capsys.readouterr().out)
     assert full["trained"] == full["parameters"] > lora["trained"] > head["trained"] > 0
     assert full["memory"]["optimizer"] > lora["memory"]["optimizer"]
-    assert head["memory"]["prefix"] > 0 == full["memory"]["prefix"]
+    assert head["store"] > 0 == full["store"] == head["memory"]["prefix"]
     assert full["peak"] == sum(full["memory"].values())
     assert run_command(arguments) == 0
     shown = capsys.readouterr().out

@@ -54,14 +54,15 @@ def foresee(
     if target.holds_interpreter:  # its memory is the process's
         base = target.base or current_memory(target.device) + int(KERNELS)
     found = forecast(needs, rows, plan, target.pace)
-    memory = replace(found.memory, base=base)
+    memory = replace(found.memory, base=base, prefix=0 if target.holds_interpreter else found.store)
     weights = memory.parameters if method.saving.whole else needs.checkpoint // 3
     found = replace(
         found,
         method=method.name,
         memory=memory,
         device=str(target.device),
-        disk=weights + 3 * needs.checkpoint,  # the newest, the best, and the one being written
+        # Of checkpoints the newest, the best, and the one being written.
+        disk=weights + 3 * needs.checkpoint + found.store - memory.prefix,
         available=target.available,
     )
     return found if found.fits else replace(found, advice=_advise(found, config, rows))

@@ -37,16 +37,16 @@ def plan_table(forecasts: Sequence[Forecast]) -> Table:
         table.add_column(title, justify="right")
     for one in forecasts:
         if not one.num_steps:
-            table.add_row("-", one.method, *["-"] * 11, style="dim")
+            table.add_row("-", one.method, *["-"] * 10, style="dim")
             continue
         held = one.memory
-        passing = held.activations + held.temporaries
-        parts = (one.peak, held.parameters, held.gradients, held.optimizer, passing, held.prefix, held.base)
+        passing = held.activations + held.temporaries + held.prefix
+        parts = (one.peak, held.parameters, held.gradients, held.optimizer, passing, held.base)
         cost = (f"{one.flops / 1e12:,.1f}", describe_seconds(one.seconds), describe_bytes(one.disk))
         cells = [f"{one.trained:,}", *(f"{size / 1e6:,.0f}" for size in parts), *cost]
         table.add_row("✓" if one.fits else "✗", one.method, *cells, style="" if one.fits else "red")
     free = describe_bytes(forecasts[0].available)
-    table.caption = f"✓ fits   ✗ does not fit into the {free} that are free   store: states of frozen layers"
+    table.caption = f"✓ fits   ✗ does not fit into the {free} that are free   activ.: and what else passes"
     table.caption_justify = "left"
     return table
 

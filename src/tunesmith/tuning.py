@@ -8,6 +8,7 @@ written last; a folder without it is not a finished run, but one to go on with.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.prefix import cached_prefix
 from tunesmith.records import Examples, Split, TokenizedExample
-from tunesmith.runs.folder import CHECKPOINTS, MANIFEST, METRICS, how_to_go_on, locked
+from tunesmith.runs.folder import CHECKPOINTS, FROZEN, MANIFEST, METRICS, how_to_go_on, locked
 from tunesmith.runs.inputs import describe_inputs
 from tunesmith.runs.place import Place, begin, choose_place
 from tunesmith.runs.run import Run
@@ -104,13 +105,20 @@ def split_examples(examples: Examples, config: DataConfig) -> Split:
     return Split(taken[0], taken[1], taken[2], f"{parts.note}; used: {used}" if cut else parts.note)
 
 
-def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, brief: bool = False) -> Run:
+def tune(
+    config: TuneConfig,
+    parts: Split | None = None,
+    quiet: bool = False,
+    brief: bool = False,
+    states: Path | None = None,
+) -> Run:
     """Trains and saves a run, or goes on with one that was interrupted.
 
     Args:
         parts: the data already divided, as `compare` does; else read from `config.data`.
         quiet: nothing is printed.
         brief: only what differs between methods is printed; `compare` tells the rest once.
+        states: folder in which states of frozen blocks are kept for other runs; else the run's own, and not kept.
 
     Raises:
         InputError: wrong model, data, method or output folder; nothing is left on disk then.
@@ -130,7 +138,7 @@ def tune(config: TuneConfig, parts: Split | None = None, quiet: bool = False, br
         if not quiet:
             _announce(prepared, config, brief)
         with locked(place.folder), _told_how_to_go_on(place.folder):
-            outcome = _train(config, place, prepared, quiet)
+            outcome = _train(config, place, prepared, quiet, states)
             manifest = _save(place.folder, prepared, config, outcome)
         return Run(place.folder, manifest, prepared.network)
 
@@ -146,7 +154,7 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
         raise
 
 
-def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool) -> Outcome:
+def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, states: Path | None) -> Outcome:
     folder = place.folder
     started = time.monotonic()
     rows = [*prepared.train, *prepared.validation]
@@ -166,10 +174,11 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool) ->
             name_row=origins.__getitem__,
             mend=how_to_go_on(folder),
         )
-        with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet):
+        with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet, states or folder / FROZEN):
             outcome = fit(prepared.network, prepared.train, prepared.plan, watch, start)
             outcome.seconds = time.monotonic() - started
-            return outcome
+        shutil.rmtree(folder / FROZEN, ignore_errors=True)
+        return outcome
     finally:
         log.close()
 

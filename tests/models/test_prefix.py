@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.parity.tiny import DECODERS, ENCODERS, make_network
 from tunesmith.config import TuneConfig
 from tunesmith.data.pack import pack
 from tunesmith.methods.table import METHODS
-from tunesmith.models import prefix
+from tunesmith.models import prefix, states
 from tunesmith.models.layers import find_layers
 from tunesmith.models.load import Network
 from tunesmith.models.prefix import cached_prefix, count_bytes, count_frozen
@@ -116,3 +117,77 @@ def test_a_store_that_would_be_too_large_is_not_made(tmp_path: Path, monkeypatch
     monkeypatch.setattr(prefix, "LARGEST_STORE", count_bytes(network, rows) - 1)
     with cached_prefix(network, rows, torch.float32, quiet=True):
         assert network.prefix is None
+
+
+def test_states_from_a_file_are_those_from_memory(tmp_path: Path) -> None:
+    network, rows = applied("llama", "generation", "last-layers", tmp_path / "m"), make_rows("generation")
+    with cached_prefix(network, rows, torch.float32, quiet=True):
+        expected = step(network, rows)
+    with cached_prefix(network, rows, torch.float32, quiet=True, folder=tmp_path / "states"):
+        found = step(network, rows)
+        size = sum(len(row.input_ids) for row in rows) * 32 * 4
+        assert [path.stat().st_size for path in (tmp_path / "states").glob("*/states.bin")] == [size]
+    assert found[0] == expected[0]
+    assert gap(found[1], expected[1]) == 0
+
+
+def test_others_with_the_same_frozen_blocks_find_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where blocks, rows or depth differ; and a damaged file is written anew."""
+    folder, rows = tmp_path / "states", make_rows("generation")
+    runs = []
+    run = prefix.Prefix._run
+    monkeypatch.setattr(prefix.Prefix, "_run", lambda self, *given: (runs.append(1), run(self, *given)))
+
+    def count(network: Network, rows: list[TokenizedExample]) -> int:
+        runs.clear()
+        with cached_prefix(network, rows, torch.float32, quiet=True, folder=folder):
+            assert math.isfinite(step(network, rows)[0])
+        return len(runs)
+
+    def fresh(**more: Any) -> Network:
+        return applied("llama", "generation", "last-layers", tmp_path / "m", **more)
+
+    assert [count(fresh(), rows), count(fresh(), rows)] == [1, 0]
+    assert count(fresh(num_last_layers=2), rows) == 1
+    assert count(fresh(), rows[1:]) == 1
+    other = fresh()
+    with torch.no_grad():
+        next(find_layers(other.model)[0].parameters()).add_(1e-3)
+    assert count(other, rows) == 1
+    above = fresh()
+    with torch.no_grad():
+        next(find_layers(above.model)[2].parameters()).add_(1e-3)
+    assert count(above, rows) == 0, "what is trained does not bear on the frozen blocks"
+    for file in folder.glob("*/states.bin"):
+        with file.open("r+b") as open_file:
+            open_file.write(b"\1")
+    assert count(fresh(), rows) == 1
+
+
+def test_a_file_that_broke_off_counts_as_absent(tmp_path: Path) -> None:
+    place = tmp_path / "states" / "one"
+
+    def break_off() -> None:
+        with states.writing(place) as writer:
+            writer.put(b"row", torch.ones(2, 4))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert states.find_states(place) is None
+    assert list((tmp_path / "states").iterdir()) == []
+    with states.writing(place) as writer:
+        writer.put(b"row", torch.arange(8.0).view(2, 4).bfloat16())
+    found = states.find_states(place)
+    assert found is not None
+    torch.testing.assert_close(found.get(b"row"), torch.arange(8.0).view(2, 4).bfloat16())
+    assert found.get(b"another") is None
+    found.close()
+
+
+def test_a_full_disk_means_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, rows = applied("llama", "generation", "last-layers", tmp_path / "m"), make_rows("generation")
+    monkeypatch.setattr(states, "find_free_space", lambda _: 2 * count_bytes(network, rows) - 1)
+    with cached_prefix(network, rows, torch.float32, quiet=True, folder=tmp_path / "states"):
+        assert network.prefix is None
+    assert not (tmp_path / "states").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from tunesmith.evaluation.report import write_report
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import is_encoder, load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
-from tunesmith.runs.folder import locked, look
+from tunesmith.runs.folder import FROZEN, locked, look
 from tunesmith.runtime import choose_device, choose_precision, describe_machine
 from tunesmith.signals import listening
 from tunesmith.storage import explained, to_plain, write_json, write_text
@@ -107,6 +108,7 @@ def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
             write_text(folder / "config.yaml", config.to_yaml())
         _announce(config, parts, jobs)
         systems = [run_or_reuse(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
+        shutil.rmtree(folder / FROZEN, ignore_errors=True)
         return _conclude(config, folder, parts, systems, time.monotonic() - started)
 
 

@@ -15,6 +15,7 @@ from tunesmith.evaluation.tasks import label_logprobs, predict_rows
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, count_parameters, load_network, settle_precision
 from tunesmith.records import Conversation, LabelledText, Split, System, Task, TokenizedExample
+from tunesmith.runs.folder import FROZEN
 from tunesmith.runtime import choose_device, choose_precision, peak_memory, seed_everything
 from tunesmith.train.validate import embed
 from tunesmith.tuning import tune
@@ -25,7 +26,8 @@ SAMPLES_SHOWN = 8
 def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
     """Tunes by one method and judges the result on the test part."""
     started = time.monotonic()
-    run = tune(_tune_config(config, name, folder / "run"), parts, brief=True)
+    states = folder.parents[1] / FROZEN  # in the comparison's own folder: methods that freeze the same share them
+    run = tune(_tune_config(config, name, folder / "run"), parts, brief=True, states=states)
     device, dtype = _where(config)
     predictions = predict_rows(run.network, parts.test, dtype, config.max_generated, config.max_new_tokens)
     system = System(

@@ -1,16 +1,20 @@
 """The frozen prefix of a network: blocks below everything that is trained, computed once for each row.
 
 Nothing in these blocks changes, so neither does what they say of a row. `cached_prefix` runs them over all
-rows beforehand, without dropout, and keeps the states that leave the last of them; inside it a packed pass
-over known rows begins above the prefix. Training a head alone, or the last blocks, then costs what these cost.
+rows beforehand, without dropout, and keeps the states that leave the last of them, in memory or in a file that other
+trainings with the same frozen blocks and rows find; inside it a packed pass over known rows begins above the prefix.
+Training a head alone, or the last blocks, then costs what these cost.
 
 Rows are known by their ids, so train and validation rows share one store, and equal rows share one entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -21,11 +25,13 @@ from tunesmith.data.pack import pack, token_batches
 from tunesmith.models.layers import find_layers, is_norm
 from tunesmith.models.load import Network
 from tunesmith.models.packed import packed_hidden
+from tunesmith.models.states import StateFile, find_states, has_room, writing
 from tunesmith.records import PackedBatch, TokenizedExample
 from tunesmith.runtime import autocast
-from tunesmith.terminal import Bar, describe_bytes
+from tunesmith.storage import explained
+from tunesmith.terminal import Bar, describe_bytes, say
 
-# Beyond this the store would cost more memory than it is worth time.
+# Of a store in memory: beyond it would cost more memory than it is worth time.
 LARGEST_STORE = 2**30
 
 
@@ -48,19 +54,28 @@ def count_bytes(network: Network, rows: Sequence[TokenizedExample]) -> int:
 
 @contextmanager
 def cached_prefix(
-    network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype, quiet: bool = False
+    network: Network,
+    rows: Sequence[TokenizedExample],
+    dtype: torch.dtype,
+    quiet: bool = False,
+    folder: Path | None = None,
 ) -> Iterator[None]:
     """Inside it, passes over these rows begin above the frozen blocks; without any, nothing happens.
 
-    Worth it for rows that are seen more than once. The store is in memory, at most LARGEST_STORE bytes.
+    Worth it for rows that are seen more than once. The store is in memory, at most LARGEST_STORE bytes, or else in a
+    folder of its own within `folder`, at most half of the free disk. On an accelerator memory comes first.
     """
-    num_frozen = count_frozen(network)
-    if not num_frozen or count_bytes(network, rows) > LARGEST_STORE:
+    num_frozen, num_bytes = count_frozen(network), count_bytes(network, rows)
+    in_memory = num_bytes <= LARGEST_STORE and (folder is None or network.model.device.type != "cpu")
+    if not num_frozen or not (in_memory or (folder is not None and has_room(folder, num_bytes))):
         yield
         return
     prefix = Prefix(network, num_frozen)
     try:
-        prefix.fill(rows, dtype, quiet)
+        if in_memory or folder is None:
+            prefix.fill(rows, dtype, quiet)
+        else:
+            prefix.fill_from(folder, rows, dtype, quiet)
         network.prefix = prefix
         yield
     finally:
@@ -79,6 +94,7 @@ class Prefix:
         self._network = network
         self._layers = list(find_layers(network.model))[:num_frozen]
         self._store: dict[bytes, torch.Tensor] = {}
+        self._file: StateFile | None = None
         self._states: torch.Tensor | None = None
         self._left: torch.Tensor | None = None
         self._rest: tuple[object, ...] | None = None
@@ -90,6 +106,8 @@ class Prefix:
         for layer in self._layers:
             del vars(layer)["forward"]
         self._store.clear()
+        if self._file is not None:
+            self._file.close()
 
     @property
     def states(self) -> list[torch.Tensor]:
@@ -102,8 +120,52 @@ class Prefix:
         states = next(iter(self._store.values()), None)
         return 0 if states is None else states.shape[-1] * states.element_size()
 
-    @torch.inference_mode()
     def fill(self, rows: Sequence[TokenizedExample], dtype: torch.dtype, quiet: bool) -> None:
+        """Keeps the states of all rows in memory."""
+        self._run(rows, dtype, quiet, self._store.__setitem__)
+
+    def fill_from(self, folder: Path, rows: Sequence[TokenizedExample], dtype: torch.dtype, quiet: bool) -> None:
+        """Takes them from a file in the folder, which is made when it is not there."""
+        place = folder / self._name_of(rows, dtype)
+        self._file = find_states(place)
+        if self._file is None:
+            shutil.rmtree(place, ignore_errors=True)
+            with explained("The states of frozen blocks", folder), writing(place) as writer:
+                self._run(rows, dtype, quiet, writer.put)
+            self._file = find_states(place)
+            assert self._file is not None
+        if not quiet:
+            say(
+                f"frozen   {len(self._layers)} blocks, computed once: {describe_bytes(self._file.num_bytes)} in {place}"
+            )
+
+    def _name_of(self, rows: Sequence[TokenizedExample], dtype: torch.dtype) -> str:
+        """Says everything that the states depend on, to the bit on one machine."""
+        digest = hashlib.blake2b(digest_size=16)
+        machine = (torch.__version__, dtype, torch.get_num_threads(), len(self._layers), self._network.num_virtual)
+        digest.update(repr(machine).encode())
+        digest.update(repr([row.input_ids for row in rows]).encode())
+        for name, tensor in self._below():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _below(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights and buffers of the frozen blocks and what feeds them."""
+        body, above = self._network.body, list(find_layers(self._network.model))[len(self._layers) :]
+        others = {id(tensor) for layer in above for tensor in (*layer.parameters(), *layer.buffers())}
+        for name, tensor in (*body.named_parameters(), *body.named_buffers()):
+            if not tensor.requires_grad and id(tensor) not in others:
+                yield name, tensor
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        rows: Sequence[TokenizedExample],
+        dtype: torch.dtype,
+        quiet: bool,
+        keep: Callable[[bytes, torch.Tensor], object],
+    ) -> None:
         """Runs the blocks over all rows, in batches that depend on nothing but the rows."""
         network = self._network
         network.model.eval()
@@ -118,14 +180,21 @@ class Prefix:
                 assert self._left is not None
                 parts = self._left.split(batch.lengths)
                 for key, chain in zip(_keys(batch), batch.chains, strict=True):
-                    states = self._store[key] = torch.cat([parts[segment] for segment in chain])
+                    states = torch.cat([parts[segment] for segment in chain])
+                    keep(key, states)
                     num_bytes += states.nbytes
                 bar.advance(describe_bytes(num_bytes))
+
+    def _find(self, key: bytes) -> torch.Tensor | None:
+        if self._file is None:
+            return self._store.get(key)
+        states = self._file.get(key)
+        return None if states is None else states.to(self._network.model.device)
 
     @contextmanager
     def serving(self, batch: PackedBatch) -> Iterator[None]:
         """A pass over `batch`: from the store when it holds all of its rows."""
-        found = [self._store.get(key) for key in _keys(batch)]
+        found = [self._find(key) for key in _keys(batch)]
         known = [states for states in found if states is not None]
         self._states = _lay_out(batch, known) if len(known) == len(found) else None
         try:

@@ -29,6 +29,7 @@ CONFIG = "config.yaml"
 INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+FROZEN = "frozen-states"
 LOCK, OWNER = ".lock", ".owner.json"
 
 Content = Literal["nothing", "files", "interrupted run", "finished run"]

@@ -48,7 +48,7 @@ class Memory:
 
     activations  what the forward pass keeps for the backward pass
     temporaries  what comes and goes within an operation, a layer or an update
-    prefix       the store of what frozen blocks say
+    prefix       the store of what frozen blocks say, on an accelerator; a CPU has it on disk
     base         interpreter, libraries and rows; 0 on an accelerator, which does not hold them
     """
 
@@ -79,7 +79,8 @@ class Forecast:
     seconds     from the first pass to the last update, checkpoints included; at most, since it may stop early.
                 `parts` says what for
     checkpoint  bytes of one; the newest and the best are kept while the next is written
-    disk        bytes of all: final files and checkpoints, at most
+    store       bytes of what frozen blocks say, as long as it is trained; in memory on an accelerator, else on disk
+    disk        bytes of all: final files, checkpoints and store, at most
     available   bytes of memory there are; `advice` says what to change where they do not suffice
     basis       where the numbers come from, in a sentence
     """
@@ -96,6 +97,7 @@ class Forecast:
     parts: Mapping[str, float] = field(default_factory=dict)
     method: str = ""
     device: str = ""
+    store: int = 0
     disk: int = 0
     available: int = 0
     advice: str = ""
@@ -182,7 +184,8 @@ def forecast(needs: Needs, rows: Rows, plan: Plan, pace: Pace) -> Forecast:
     return Forecast(
         trained=needs.trained,
         parameters=needs.parameters,
-        memory=Memory(**peak, prefix=needs.prefix * _count_distinct(rows)),
+        memory=Memory(**peak),
+        store=needs.prefix * _count_distinct(rows),
         num_steps=num_steps,
         flops_per_step=int(_count_tokens(rows, plan, 1) / needs.tokens["window"] * needs.works["window"].flops),
         flops=int(sum(needs.works[name].flops * count for name, count in times.items())),
@@ -209,8 +212,8 @@ def find_needs(network: Network, pretence: Pretence, rows: Rows, plan: Plan) -> 
 @contextmanager
 def _known_prefix(network: Network, rows: Rows, plan: Plan) -> Iterator[Prefix | None]:
     """As `cached_prefix`, but nothing is computed yet."""
-    num_frozen = count_frozen(network)
-    if not num_frozen or count_bytes(network, [*rows.train, *rows.validation]) > LARGEST_STORE:
+    num_frozen, num_bytes = count_frozen(network), count_bytes(network, [*rows.train, *rows.validation])
+    if not num_frozen or (plan.device.type != "cpu" and num_bytes > LARGEST_STORE):
         yield None
         return
     prefix = Prefix(network, num_frozen)
