@@ -47,7 +47,11 @@ bench: .venv/benched ## speed and memory beside a peer, job by job (hours on two
 	@$(BIN)/python benchmarks/sft.py --job lora $(ARGS)
 	@$(BIN)/python benchmarks/sft.py --job full $(ARGS)
 	@$(BIN)/python benchmarks/sft.py --job last-layers $(ARGS)
+	@$(BIN)/python benchmarks/classification.py $(ARGS)
 	@$(BIN)/python benchmarks/ranking.py $(ARGS)
+	@$(BIN)/python benchmarks/sampling.py $(ARGS)
+	@$(BIN)/python benchmarks/peak.py
+	@$(BIN)/python benchmarks/plan.py
 
 soak: .venv/developed ## long runs, kills and leaks
 	@$(BIN)/python -m pytest -m soak $(ARGS)

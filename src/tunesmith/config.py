@@ -37,6 +37,7 @@ ALIASES: dict[str, str] = {
     "lora_target": "target_modules",
     "lora_target_modules": "target_modules",
     "random_seed": "seed",
+    "label_smoothing": "label_smoothing_factor",
     "activation_checkpointing": "gradient_checkpointing",
 }
 
@@ -179,6 +180,14 @@ class TrainingConfig(DataConfig):
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="When a loss or gradient is NaN or infinite: stop before the update, or skip the step."
+    )
+    label_smoothing_factor: Fraction = Field(
+        0.0, description="Share of each target's probability that is spread over all others; not for regression."
+    )
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of log(sum(exp(logits)))^2, added to the loss; PaLM took 1e-4. Not for regression.",
     )
     memory: Literal["balanced", "low"] = Field(
         "balanced", description="low: less memory for more time; sets gradient_checkpointing and optim where not given."

@@ -58,6 +58,7 @@ from tunesmith.terminal import say
 from tunesmith.train.checkpoint import estimate_bytes, find_newest, step_of
 from tunesmith.train.clock import Clock
 from tunesmith.train.loop import Watch, fit, trainable
+from tunesmith.train.losses import Penalty
 from tunesmith.train.plan import Forecast, Rows
 from tunesmith.train.progress import Outcome
 from tunesmith.train.step import Plan
@@ -258,6 +259,7 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         accumulation=config.gradient_accumulation_steps,
         optim=config.optim,
         weight_decay=config.weight_decay,
+        penalty=Penalty(config.label_smoothing_factor, config.z_loss),
         max_grad_norm=config.max_grad_norm,
         warmup_ratio=config.warmup_ratio,
         schedule=config.lr_scheduler_type,

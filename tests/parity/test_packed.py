@@ -226,15 +226,15 @@ def test_a_leak_between_rows_of_an_encoder_is_caught(network: Network, monkeypat
 @pytest.mark.parametrize("network", [("llama", "generation")], indirect=True)
 def test_splitting_a_batch_changes_nothing(network: Network) -> None:
     """8 rows in one pass, or one by one: the same gradient (accumulation is by judged tokens)."""
-    from tunesmith.train.step import backward
+    from tunesmith.train.step import Plan, backward
 
     rows = make_rows("generation")
     whole = pack(rows)
-    backward(network, whole, len(whole.targets), torch.float32)
+    backward(network, whole, len(whole.targets), Plan(1e-3))
     at_once = {name: grad.clone() for name, grad in gradients(network.model).items()}
     network.model.zero_grad()
     for row in rows:
-        backward(network, pack([row]), len(whole.targets), torch.float32)
+        backward(network, pack([row]), len(whole.targets), Plan(1e-3))
     for name, grad in gradients(network.model).items():
         torch.testing.assert_close(grad, at_once[name], atol=1e-6, rtol=0)
 

@@ -6,13 +6,34 @@ Shape letters: N judged places, V vocabulary or classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
 
-def cross_entropy_N(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """What training may add to a cross-entropy; both come out of the pass that makes it.
+
+    label_smoothing  e: the target has the probability 1 - e, and e is spread over all V (Szegedy et al. 2016,
+                     arXiv 1512.00567)
+    z_loss           c: adds c log(sum(exp(logits)))^2, which keeps logits from drifting (Chowdhery et al. 2022,
+                     arXiv 2204.02311, section 5)
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+PLAIN = Penalty()
+
+
+def cross_entropy_N(logits_NV: torch.Tensor, targets_N: torch.Tensor, penalty: Penalty = PLAIN) -> torch.Tensor:
     """-log softmax(logits)[target] in nats, computed in float32. Returns (N,)."""
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+    logits_NV = logits_NV.float()
+    losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none", label_smoothing=penalty.label_smoothing)
+    return losses_N + penalty.z_loss * logits_NV.logsumexp(-1).square() if penalty.z_loss else losses_N
 
 
 def squared_error_N(predictions_N1: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
@@ -21,7 +42,11 @@ def squared_error_N(predictions_N1: torch.Tensor, targets_N: torch.Tensor) -> to
 
 
 def linear_cross_entropy_N(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, softcap: float | None = None
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    softcap: float | None = None,
+    penalty: Penalty = PLAIN,
 ) -> torch.Tensor:
     """-log softmax(hidden weight^T)[target] in nats (N,), without ever holding all logits (N, V).
 
@@ -31,7 +56,7 @@ def linear_cross_entropy_N(
     `softcap` c replaces a logit z by c*tanh(z/c) (Gemma 2).
     """
     losses: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, targets_N, softcap
+        hidden_ND, weight_VD, targets_N, softcap, penalty
     )
     return losses
 
@@ -42,16 +67,16 @@ CHUNK_ELEMENTS = 2**24
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, penalty):  # type: ignore[no-untyped-def]
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         grad_ND = torch.empty_like(hidden_ND) if wants_hidden and not wants_weight else None
         for rows in _chunks(hidden_ND, weight_VD):
-            loss, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], softcap)
+            loss, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], softcap, penalty)
             losses_N[rows] = loss
             if grad_ND is not None:
                 torch.mm(slope_CV.to(weight_VD.dtype), weight_VD, out=grad_ND[rows])
-        ctx.softcap = softcap
+        ctx.softcap, ctx.penalty = softcap, penalty
         if grad_ND is None:
             ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
         else:
@@ -62,15 +87,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream_N):  # type: ignore[no-untyped-def]
         if len(ctx.saved_tensors) == 1:
             (grad_ND,) = ctx.saved_tensors
-            return grad_ND * upstream_N[:, None].to(grad_ND.dtype), None, None, None
+            return grad_ND * upstream_N[:, None].to(grad_ND.dtype), None, None, None, None
         hidden_ND, weight_VD, targets_N = ctx.saved_tensors
         grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
         for rows in _chunks(hidden_ND, weight_VD):
-            _, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], ctx.softcap)
+            _, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], ctx.softcap, ctx.penalty)
             slope_CV = slope_CV.mul_(upstream_N[rows, None]).to(weight_VD.dtype)
             torch.mm(slope_CV, weight_VD, out=grad_ND[rows])
             grad_VD.addmm_(slope_CV.T, hidden_ND[rows])
-        return grad_ND, grad_VD, None, None
+        return grad_ND, grad_VD, None, None, None
 
 
 def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
@@ -79,15 +104,27 @@ def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
 
 
 def _chunk(
-    hidden_CD: torch.Tensor, weight_VD: torch.Tensor, targets_C: torch.Tensor, softcap: float | None
+    hidden_CD: torch.Tensor, weight_VD: torch.Tensor, targets_C: torch.Tensor, softcap: float | None, penalty: Penalty
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of a chunk and their derivative by the product before the cap, in float32."""
+    """Losses of a chunk and their derivative by the product before the cap, in float32.
+
+    With n = log(sum(exp(z))), p = exp(z - n) and t the target the loss is n - (1 - e) z_t - e mean(z) + c n^2 and its
+    derivative p (1 + 2 c n) - (1 - e) [v = t] - e / V.
+    """
     product_CV = F.linear(hidden_CD, weight_VD).float()
     logits_CV = product_CV if softcap is None else softcap * torch.tanh(product_CV / softcap)
+    smoothing, z_loss = penalty.label_smoothing, penalty.z_loss
     normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
     at_target_C1 = logits_CV.gather(-1, targets_C[:, None])
-    loss_C = (normaliser_C1 - at_target_C1).squeeze(-1)
+    loss_C1 = normaliser_C1 - (1 - smoothing) * at_target_C1
+    if smoothing:
+        loss_C1 -= smoothing * logits_CV.mean(-1, keepdim=True)
     flat_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
     slope_CV = logits_CV.sub_(normaliser_C1).exp_()
-    slope_CV.scatter_add_(-1, targets_C[:, None], torch.full_like(at_target_C1, -1.0))
-    return loss_C, slope_CV if flat_CV is None else slope_CV.mul_(flat_CV)
+    if z_loss:
+        loss_C1 += z_loss * normaliser_C1.square()
+        slope_CV.mul_(1 + 2 * z_loss * normaliser_C1)
+    if smoothing:
+        slope_CV.sub_(smoothing / slope_CV.shape[1])
+    slope_CV.scatter_add_(-1, targets_C[:, None], torch.full_like(at_target_C1, smoothing - 1))
+    return loss_C1.squeeze(-1), slope_CV if flat_CV is None else slope_CV.mul_(flat_CV)

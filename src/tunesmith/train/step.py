@@ -16,6 +16,7 @@ from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch
 from tunesmith.runtime import autocast
 from tunesmith.train.checkpoint import Named
+from tunesmith.train.losses import PLAIN, Penalty
 from tunesmith.train.objective import judged_losses
 from tunesmith.train.optim import Optim, Schedule
 
@@ -30,6 +31,7 @@ class Plan:
     accumulation: int = 1
     optim: Optim = "adamw"
     weight_decay: float = 0.0
+    penalty: Penalty = PLAIN
     max_grad_norm: float = 1.0
     warmup_ratio: float = 0.06
     schedule: Schedule = "linear"
@@ -91,7 +93,7 @@ def accumulate(network: Network, window: Sequence[PackedBatch], parameters: Name
     num_judged = sum(len(batch.targets) for batch in window)
     total = torch.zeros((), device=plan.device)
     for batch in window:
-        total += backward(network, batch.to(plan.device), num_judged, plan.dtype)
+        total += backward(network, batch.to(plan.device), num_judged, plan)
     norm = nn.utils.clip_grad_norm_([parameter for _, parameter in parameters], plan.max_grad_norm)
     taken = Step(total.item(), norm.item())
     if not math.isfinite(taken.loss) or not math.isfinite(taken.grad_norm):
@@ -99,10 +101,10 @@ def accumulate(network: Network, window: Sequence[PackedBatch], parameters: Name
     return taken
 
 
-def backward(network: Network, batch: PackedBatch, num_judged: int, dtype: torch.dtype) -> torch.Tensor:
+def backward(network: Network, batch: PackedBatch, num_judged: int, plan: Plan) -> torch.Tensor:
     """Adds the gradient of sum(loss) / num_judged; returns that share of the window's loss."""
-    with autocast(batch.input_ids.device, dtype):
-        losses_N, _ = judged_losses(network, batch)
+    with autocast(batch.input_ids.device, plan.dtype):
+        losses_N, _ = judged_losses(network, batch, plan.penalty)
     loss = losses_N.sum() / num_judged
     loss.backward()
     return loss.detach()
