@@ -199,6 +199,9 @@ class TrainingConfig(DataConfig):
         "adamw",
         description="Optimizer; adamw_8bit keeps its states in eight bits, two bytes a weight instead of eight.",
     )
+    quantization: Literal["int8", "nf4"] | None = Field(
+        None, description="lora, dora: keep the frozen matrices in eight or four bits; none when not given."
+    )
     num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
     bottleneck_size: int = Field(64, gt=0, description="bottleneck: width of each adapter.")
     num_virtual_tokens: int = Field(20, gt=0, description="prompt: virtual tokens before each row.")

@@ -349,6 +349,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
         "trainable_parameters": num_trained,
         "total_parameters": total,
         "peak_memory": peak_memory(prepared.plan.device),
+        "quantization": config.quantization,
         "plan": _plan_as_mapping(prepared.forecast),
         "machine": describe_machine(prepared.plan.device, prepared.plan.dtype),
         "outcome": _outcome_as_mapping(outcome),

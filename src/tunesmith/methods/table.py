@@ -15,6 +15,7 @@ from tunesmith.methods import additive, full, reparam, selective
 from tunesmith.models.checkpointing import checkpoint_blocks
 from tunesmith.models.embedding import use_row_gradients
 from tunesmith.models.load import Network, quietly, settle_precision
+from tunesmith.models.quantized import quantize_base
 from tunesmith.models.wrap import read
 
 Family = Literal["full", "selective", "additive", "reparameterised"]
@@ -153,6 +154,8 @@ def put_under(
     """A loaded network under a method, in its precision and, by `place`, where it computes; ready to train."""
     method.apply(network, config)
     settle_precision(network, dtype)
+    if config.quantization is not None:
+        quantize_base(network, config.quantization)
     place(network)
     use_row_gradients(network.model)
     if config.gradient_checkpointing:

@@ -341,7 +341,8 @@ def settle_precision(network: Network, dtype: torch.dtype) -> None:
 
 
 def count_parameters(network: Network) -> tuple[int, int]:
-    """(trainable, all) parameters, shared ones counted once."""
+    """(trainable, all) parameters, shared ones counted once, packed ones (`quantized.py`) as what they stand for."""
     root = network.wrapper if network.wrapper is not None else network.model
     parameters = list(root.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    num_packed = sum(getattr(module, "num_weights", 0) for module in root.modules())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters) + num_packed

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.models.lean import find_recipe
+from tunesmith.models.quantized import PACKED
 from tunesmith.runtime import working_dtype
 
 
@@ -32,13 +33,13 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
     if args or kwargs or not _is_ours(layer):
         return type(layer).forward(layer, x, *args, **kwargs)
     name, base, dtype = layer.active_adapters[0], layer.get_base_layer(), working_dtype(x)
-    weight_OI: torch.Tensor = base.weight.T if isinstance(base, Conv1D) else base.weight  # type: ignore[assignment]
+    frozen = _find_frozen(base)
     a_RI: torch.Tensor = layer.lora_A[name].weight  # type: ignore[assignment]
     b_OR: torch.Tensor = layer.lora_B[name].weight  # type: ignore[assignment]
     scaling = layer.scaling[name]
     parts = (
         x.to(dtype),
-        weight_OI.to(dtype),
+        frozen,
         None if base.bias is None else base.bias.to(dtype),
         a_RI.to(dtype),
         b_OR.to(dtype),
@@ -48,9 +49,27 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
     if not layer.lora_variant:
         out: torch.Tensor = _LowRank.apply(*parts)  # type: ignore[no-untyped-call]
         return out
-    norms_O = find_norms(weight_OI, a_RI, b_OR, scaling)
+    norms_O = find_norms(frozen.read(torch.float32), a_RI, b_OR, scaling)
     out = _Directed.apply(*parts, layer.lora_magnitude_vector[name].weight, norms_O)  # type: ignore[no-untyped-call]
     return out
+
+
+class _Whole:
+    """A frozen matrix as it is."""
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        self._weight_OI = weight_OI
+
+    def read(self, dtype: torch.dtype) -> torch.Tensor:
+        return self._weight_OI.to(dtype)
+
+
+def _find_frozen(base: Any) -> Any:
+    """What gives the matrix (O, I) when it is read: packed in few bits, or whole."""
+    packed = getattr(base, PACKED, None)
+    if packed is not None:
+        return packed
+    return _Whole(base.weight.T if isinstance(base, Conv1D) else base.weight)
 
 
 def _is_ours(layer: LoraLinear) -> bool:
@@ -81,25 +100,25 @@ class _LowRank(torch.autograd.Function):
 
     dx = g W + s (g B) A,  dA = s (g B)^T x,  dB = s g^T (x A^T).
 
-    x is kept for dA, or made again where it came with a recipe.
+    x is kept for dA, or made again where it came with a recipe. W is read where it is needed and not kept.
     """
 
     @staticmethod
-    def forward(ctx, x, w_OI, bias_O, a_RI, b_OR, scaling, recipe):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def forward(ctx, x, frozen, bias_O, a_RI, b_OR, scaling, recipe):  # type: ignore[no-untyped-def]  # noqa: PLR0913
         x_TI = x.reshape(-1, x.shape[-1])
         low_TR = F.linear(x_TI, a_RI)
-        y_TO = F.linear(x_TI, w_OI, bias_O)
+        y_TO = F.linear(x_TI, frozen.read(x.dtype), bias_O)
         y_TO.addmm_(low_TR, b_OR.T, alpha=scaling)
-        ctx.save_for_backward(w_OI, a_RI, b_OR, low_TR, *([x] if recipe is None else recipe.parts))
+        ctx.save_for_backward(a_RI, b_OR, low_TR, *([x] if recipe is None else recipe.parts))
         ctx.make = None if recipe is None else recipe.make
-        ctx.scaling, ctx.shape = scaling, x.shape
+        ctx.frozen, ctx.scaling, ctx.shape, ctx.dtype = frozen, scaling, x.shape, x.dtype
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        w_OI, a_RI, b_OR, low_TR, *parts = ctx.saved_tensors
+        a_RI, b_OR, low_TR, *parts = ctx.saved_tensors
         g_TO = grad.reshape(-1, grad.shape[-1])
-        return *_gradients(ctx, g_TO, w_OI, a_RI, b_OR, low_TR, parts), None, None  # type: ignore[no-untyped-call]
+        return *_gradients(ctx, g_TO, a_RI, b_OR, low_TR, parts), None, None  # type: ignore[no-untyped-call]
 
 
 class _Directed(torch.autograd.Function):
@@ -109,33 +128,34 @@ class _Directed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, w_OI, bias_O, a_RI, b_OR, scaling, recipe, m_O, norms_O):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    def forward(ctx, x, frozen, bias_O, a_RI, b_OR, scaling, recipe, m_O, norms_O):  # type: ignore[no-untyped-def]  # noqa: PLR0913
         x_TI = x.reshape(-1, x.shape[-1])
         low_TR = F.linear(x_TI, a_RI)
-        z_TO = F.linear(x_TI, w_OI)
+        z_TO = F.linear(x_TI, frozen.read(x.dtype))
         z_TO.addmm_(low_TR, b_OR.T, alpha=scaling)
         c_O = (m_O.float() / norms_O).to(z_TO.dtype)
-        ctx.save_for_backward(w_OI, a_RI, b_OR, low_TR, z_TO, c_O, norms_O, *([x] if recipe is None else recipe.parts))
+        ctx.save_for_backward(a_RI, b_OR, low_TR, z_TO, c_O, norms_O, *([x] if recipe is None else recipe.parts))
         ctx.make = None if recipe is None else recipe.make
-        ctx.scaling, ctx.shape, ctx.kind = scaling, x.shape, m_O.dtype
+        ctx.frozen, ctx.scaling, ctx.shape, ctx.dtype = frozen, scaling, x.shape, x.dtype
+        ctx.kind = m_O.dtype
         y_TO = z_TO * c_O if bias_O is None else torch.addcmul(bias_O, z_TO, c_O)
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        w_OI, a_RI, b_OR, low_TR, z_TO, c_O, norms_O, *parts = ctx.saved_tensors
+        a_RI, b_OR, low_TR, z_TO, c_O, norms_O, *parts = ctx.saved_tensors
         g_TO = grad.reshape(-1, grad.shape[-1])
         grad_m = ((g_TO * z_TO).sum(0, dtype=torch.float32) / norms_O).to(ctx.kind)
-        back = _gradients(ctx, g_TO * c_O, w_OI, a_RI, b_OR, low_TR, parts)  # type: ignore[no-untyped-call]
+        back = _gradients(ctx, g_TO * c_O, a_RI, b_OR, low_TR, parts)  # type: ignore[no-untyped-call]
         return *back, None, None, grad_m, None
 
 
-def _gradients(ctx, g_TO, w_OI, a_RI, b_OR, low_TR, parts):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _gradients(ctx, g_TO, a_RI, b_OR, low_TR, parts):  # type: ignore[no-untyped-def]
     """Of x, W, b, A and B, from the gradient of x W^T + s (x A^T) B^T."""
-    x = parts[0] if ctx.make is None else ctx.make(*parts).to(w_OI.dtype)
+    x = parts[0] if ctx.make is None else ctx.make(*parts).to(ctx.dtype)
     x_TI = x.reshape(-1, ctx.shape[-1])
     back_TR = (g_TO @ b_OR) * ctx.scaling
     grad_x = None
     if ctx.needs_input_grad[0]:
-        grad_x = (g_TO @ w_OI).addmm_(back_TR, a_RI).view(ctx.shape)
+        grad_x = (g_TO @ ctx.frozen.read(ctx.dtype)).addmm_(back_TR, a_RI).view(ctx.shape)
     return grad_x, None, None, back_TR.T @ x_TI, (g_TO.T @ low_TR) * ctx.scaling

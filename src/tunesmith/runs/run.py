@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.errors import InputError
 from tunesmith.methods.table import METHODS
 from tunesmith.models.load import Network, load_network, load_tokenizer
+from tunesmith.models.quantized import quantize_base
 from tunesmith.models.safety import refuse_foreign
 from tunesmith.runs.folder import CHECKPOINTS, MANIFEST, METRICS, how_to_go_on, look
 from tunesmith.runtime import choose_device
@@ -91,6 +92,8 @@ def load_run(run: Run) -> Network:
     if saving.restore is not None:
         refuse_foreign(network, manifest["parent"].get("fingerprint", ""), f"the adapter in {run.folder}")
         saving.restore(network, run.folder)
+        if manifest.get("quantization"):  # what was learned was learned beside these very matrices
+            quantize_base(network, manifest["quantization"])
         network.tokenizer = load_tokenizer(str(run.folder), str(run.folder), network.task)
     network.source = str(run.folder)
     device = choose_device()

@@ -1,0 +1,115 @@
+"""Frozen matrices in eight or four bits, made whole again where a product needs them (QLoRA: Dettmers et al. 2023,
+arXiv 2305.14314). Adapters beside them are trained and saved as ever.
+
+int8  a row is divided by its largest magnitude / 127 and rounded: a byte a weight
+nf4   64 weights are divided by their largest magnitude, and each becomes the nearest of 16 values, which lie where a
+      normal distribution has equal shares: half a byte a weight, and a sixteenth for the magnitudes
+
+Shape letters: I inputs, O outputs, B blocks of 64.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import MethodType
+from typing import Any, Literal, cast
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import InputError
+from tunesmith.models.load import Network
+
+Quantization = Literal["int8", "nf4"]
+BLOCK = 64
+PACKED = "packed"
+
+
+class Int8(nn.Module):
+    """A matrix (O, I) as codes (O, I) and a scale for each row (O, 1)."""
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        super().__init__()
+        weight_OI = weight_OI.float()
+        # A row of zeros has any scale.
+        scales_O1 = weight_OI.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny) / 127
+        self.num_weights = weight_OI.numel()
+        self.register_buffer("codes", (weight_OI / scales_O1).round_().to(torch.int8), persistent=False)
+        self.register_buffer("scales", scales_O1, persistent=False)
+
+    def read(self, dtype: torch.dtype) -> torch.Tensor:
+        return (cast("torch.Tensor", self.codes) * cast("torch.Tensor", self.scales)).to(dtype)
+
+
+class NF4(nn.Module):
+    """A matrix (O, I) as two codes a byte, row after row, and the largest magnitude of each block of 64 (B, 1)."""
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        super().__init__()
+        self._shape, self.num_weights = weight_OI.shape, weight_OI.numel()
+        flat = weight_OI.float().reshape(-1)
+        blocks_BK = F.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+        scales_B1 = blocks_BK.abs().amax(1, keepdim=True)
+        values = nf4_values().to(flat.device)
+        middles = (values[1:] + values[:-1]) / 2
+        quotients_BK = blocks_BK / scales_B1.clamp_min(torch.finfo(torch.float32).tiny)
+        codes = torch.bucketize(quotients_BK, middles).view(-1, 2)
+        self.register_buffer("codes", (codes[:, 0] * 16 + codes[:, 1]).to(torch.uint8), persistent=False)
+        self.register_buffer("scales", scales_B1, persistent=False)
+
+    def read(self, dtype: torch.dtype) -> torch.Tensor:
+        codes = cast("torch.Tensor", self.codes)
+        values_BK = _pairs(codes.device).index_select(0, codes.int()).view(-1, BLOCK)
+        # In float32, as the magnitudes are: an eight-bit mantissa would be rounded twice.
+        whole = (values_BK * cast("torch.Tensor", self.scales)).view(-1)
+        return whole[: self.num_weights].view(self._shape).to(dtype)
+
+
+KINDS: dict[Quantization, type[Int8 | NF4]] = {"int8": Int8, "nf4": NF4}
+
+
+def nf4_values() -> torch.Tensor:
+    """The 16 values (16,): quantiles of a normal distribution, seven below zero, zero and eight above, from -1 to 1
+    (QLoRA, appendix E)."""
+    # Half of 1/32 and 1/30 is cut off at the ends, where quantiles would be infinite.
+    end = 1 - (1 / 32 + 1 / 30) / 2
+    positive = torch.special.ndtri(torch.linspace(end, 0.5, 9, dtype=torch.float64)[:-1])
+    negative = -torch.special.ndtri(torch.linspace(end, 0.5, 8, dtype=torch.float64)[:-1])
+    values = torch.cat([positive, negative, torch.zeros(1, dtype=torch.float64)]).sort().values
+    return (values / values.abs().max()).float()
+
+
+@cache
+def _pairs(device: torch.device) -> torch.Tensor:
+    """The two values (256, 2) of every byte."""
+    values = nf4_values().to(device)
+    codes = torch.arange(256, device=device)
+    return torch.stack([values[codes // 16], values[codes % 16]], 1)
+
+
+def quantize_base(network: Network, kind: Quantization) -> None:
+    """Packs the matrices beside which LoRA or DoRA learns.
+
+    Raises:
+        InputError: there are none, or DoRA drops inputs, which only PEFT's own code does and for whole matrices.
+    """
+    root = network.model if network.wrapper is None else network.wrapper
+    layers = [module for module in root.modules() if isinstance(module, LoraLinear)]
+    if not layers:
+        raise InputError("quantization is for matrices that stay frozen beside what is trained: take lora or dora")
+    for layer in layers:
+        if layer.lora_variant and any(isinstance(dropout, nn.Dropout) for dropout in layer.lora_dropout.values()):
+            raise InputError("dora with a quantised base cannot drop inputs: set lora_dropout to 0")
+        base: Any = layer.get_base_layer()
+        weight_OI = base.weight.data.T if isinstance(base, Conv1D) else base.weight.data
+        base.add_module(PACKED, KINDS[kind](weight_OI))
+        base.register_parameter("weight", None)
+        vars(base)["forward"] = MethodType(_forward, base)
+
+
+def _forward(base: Any, x: torch.Tensor) -> torch.Tensor:
+    """The layer by itself, as PEFT asks for it where our function does not serve."""
+    return F.linear(x, getattr(base, PACKED).read(x.dtype), None if base.bias is None else base.bias.to(x.dtype))
