@@ -49,7 +49,8 @@ class Contestant:
 class Job:
     """`prepare` writes into a folder what all contestants read: rows and initial weights.
 
-    The losses of the contestants in `alike` must agree step by step to `tolerance`, relative to the loss.
+    The losses of the contestants in `alike` must agree step by step to `tolerance`, relative to the loss. `remark` says
+    what else follows from the results, a line each.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Job:
     contestants: tuple[Contestant, ...]
     alike: tuple[str, str]
     tolerance: float
+    remark: Callable[[dict[str, list[Result]]], list[str]] | None = None
 
 
 def main(jobs: Sequence[Job], description: str) -> int:
@@ -95,11 +97,12 @@ def _parse(jobs: Sequence[Job], description: str) -> argparse.Namespace:
 
 def _choose(job: Job, only: str) -> list[Contestant]:
     """Those asked for; else all that make sense here: a chip that emulates bfloat16 would take hours for it."""
-    from tunesmith.runtime import choose_precision
+    from tunesmith.runtime import choose_device, choose_precision
 
     if only:
         return [one for one in job.contestants if one.name in only.split(",")]
-    if choose_precision("auto", torch.device("cpu")) == torch.bfloat16:
+    slow = [one for one in job.contestants if one.dtype != "float32"]
+    if not slow or choose_precision("auto", choose_device()) == torch.bfloat16:
         return list(job.contestants)
     print("this chip has no fast bfloat16: contestants that compute in it are left out", file=sys.stderr)
     return [one for one in job.contestants if one.dtype == "float32"]
@@ -119,7 +122,7 @@ def _report(job: Job, chosen: Sequence[Contestant], results: dict[str, list[Resu
     table = Table(box=None, pad_edge=False, header_style="bold", title=job.title, title_justify="left")
     for title in ("contestant", "settings"):
         table.add_column(title)
-    for title in ("tokens/s", "seconds", "peak RSS", "ours: speed", "memory"):
+    for title in ("tokens/s", "seconds", "peak memory", "ours: speed", "memory"):
         table.add_column(title, justify="right")
     ours = next((one.name for one in chosen if one.is_ours), None)
     for one in chosen:
@@ -134,6 +137,8 @@ def _report(job: Job, chosen: Sequence[Contestant], results: dict[str, list[Resu
         seconds = statistics.median(run.seconds for run in runs)
         table.add_row(one.name, one.note, f"{speed:,.0f}", f"{seconds:.1f}", f"{peak / 1e6:,.0f} MB", *ratios)
     console.print(table)
+    for line in job.remark(results) if job.remark else []:
+        console.print(line, highlight=False)
     return _judge(job, results, console)
 
 
