@@ -22,7 +22,7 @@ import torch
 from contest import Contestant, Job, Result, main
 
 MODEL = "minilm-l6"
-STEPS, WARM, BATCH_SIZE = 24, 4, 32
+STEPS, WARM, BATCH_SIZE = 12, 2, 32
 LEARNING_RATE = 1e-4
 
 
