@@ -199,6 +199,9 @@ class TrainingConfig(DataConfig):
         "adamw",
         description="Optimizer; adamw_8bit keeps its states in eight bits, two bytes a weight instead of eight.",
     )
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type of trained weights and their gradients; bfloat16 goes with adamw_8bit."
+    )
     quantization: Literal["int8", "nf4"] | None = Field(
         None, description="lora, dora: keep the frozen matrices in eight or four bits; none when not given."
     )

@@ -100,6 +100,32 @@ def test_injected_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch)
     assert (quadratic(AdamW8bit, 2 * 4096 + 100) - theirs).norm() / theirs.norm() > 0.03
 
 
+def test_rounding_at_random_is_right_on_average() -> None:
+    values = torch.tensor([1.0, 1.001, -1.0015, 3.1e-5, 0.0, -0.0, 250.3])
+    count = 40_000
+    drawn = adamw.round_at_random(values.repeat(count, 1)).double()
+    low, high = drawn.amin(0), drawn.amax(0)
+    # Only the two neighbours, which are one step of an eight-bit mantissa apart.
+    assert ((low <= values) & (values <= high)).all()
+    assert ((high - low) <= 2.0**-7 * values.abs().double()).all()
+    error = (high - low) / 2 / count**0.5
+    assert ((drawn.mean(0) - values).abs() <= 5 * error).all()
+    assert torch.equal(drawn[:, [0, 4]], values[[0, 4]].double().repeat(count, 1)), "what bfloat16 holds stays"
+
+
+@pytest.mark.parametrize("is_random", [True, False])
+def test_small_updates_are_kept_in_bfloat16(is_random: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand updates of 1e-5 on weights of 1, whose last digit is 0.0078: to the nearest they would all be lost."""
+    if not is_random:
+        monkeypatch.setattr(adamw, "round_at_random", torch.Tensor.bfloat16)
+    weight = torch.nn.Parameter(torch.ones(5000, dtype=torch.bfloat16))
+    optimizer = AdamW8bit([{"params": [weight]}], lr=1e-5)
+    for _ in range(1000):
+        weight.grad = torch.full_like(weight, 0.5)
+        optimizer.step()
+    assert 1 - float(weight.detach().float().mean()) == pytest.approx(0.01 if is_random else 0.0, rel=0.1)
+
+
 def test_states_take_two_bytes_a_weight_and_can_be_put_back() -> None:
     weight = torch.nn.Parameter(torch.randn(64, 1024))
     optimizer = AdamW8bit([{"params": [weight]}], lr=1e-3)

@@ -151,9 +151,18 @@ METHODS: dict[str, Method] = {
 def put_under(
     network: Network, method: Method, config: TrainingConfig, dtype: torch.dtype, place: Callable[[Network], None]
 ) -> None:
-    """A loaded network under a method, in its precision and, by `place`, where it computes; ready to train."""
+    """A loaded network under a method, in its precision and, by `place`, where it computes; ready to train.
+
+    Raises:
+        InputError: the method, or a setting of it, cannot be applied to this network.
+    """
+    if config.weights_dtype == "bfloat16" and not (dtype == torch.bfloat16 and config.optim == "adamw_8bit"):
+        raise InputError(
+            "weights_dtype bfloat16 needs optim adamw_8bit, which rounds at random, and products in bfloat16; here are "
+            f"{config.optim} and {str(dtype).removeprefix('torch.')}"
+        )
     method.apply(network, config)
-    settle_precision(network, dtype)
+    settle_precision(network, dtype, getattr(torch, config.weights_dtype))
     if config.quantization is not None:
         quantize_base(network, config.quantization)
     place(network)

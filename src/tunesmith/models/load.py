@@ -328,14 +328,14 @@ def move(network: Network, device: torch.device) -> None:
         network.wrapper.to(device)
 
 
-def settle_precision(network: Network, dtype: torch.dtype) -> None:
-    """Frozen weights in `dtype`, trained ones in float32; matrix products then run under autocast.
+def settle_precision(network: Network, dtype: torch.dtype, trained: torch.dtype = torch.float32) -> None:
+    """Frozen weights in `dtype`, trained ones in `trained`; matrix products then run under autocast.
 
     Goes module by module: norms want all their own parameters in one type.
     """
     for module in network.model.modules():
         own = list(module.parameters(recurse=False))
-        kind = torch.float32 if any(parameter.requires_grad for parameter in own) else dtype
+        kind = trained if any(parameter.requires_grad for parameter in own) else dtype
         for parameter in own:
             parameter.data = parameter.data.to(kind)
 

@@ -1,6 +1,7 @@
 """AdamW with its states in eight bits: two bytes a weight instead of eight.
 
-It goes through the weights in pieces, so that little but the states is held beside them.
+It goes through the weights in pieces, so that little but the states is held beside them. Weights may be bfloat16: they
+are computed in float32 and rounded at random, so that updates smaller than their last digit are kept on average.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ class AdamW8bit(torch.optim.Optimizer):
         root = (1 - beta2**step).sqrt().float()
         weights, gradients = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
         for piece in _pieces(len(weights)):
-            gradient, weight = gradients[piece], weights[piece]
+            gradient, weight = gradients[piece].float(), weights[piece].float()
             mean = _read(state, "exp_avg", piece).lerp_(gradient, 1 - beta1)
             square = _read(state, "exp_avg_sq", piece).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             divisor = square.sqrt().div_(root).add_(group["eps"]).mul_(slowness)
             weight.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(mean, divisor, value=-1)
+            if weights.dtype == torch.bfloat16:
+                weights[piece] = round_at_random(weight)
             _write(state, "exp_avg", piece, mean)
             _write(state, "exp_avg_sq", piece, square)
 
@@ -72,6 +75,16 @@ class AdamW8bit(torch.optim.Optimizer):
 def _pieces(count: int) -> Iterator[slice]:
     """Slices of at most PIECE that together are 0..count."""
     return (slice(start, min(start + PIECE, count)) for start in range(0, count, PIECE))
+
+
+def round_at_random(values: torch.Tensor) -> torch.Tensor:
+    """Float32 to bfloat16: of the two neighbours the upper one with the probability of the share of the way up to it,
+    so that the mean is the value (Gupta et al. 2015, arXiv 1502.02551). Draws from torch's generator."""
+    bits = values.view(torch.int32)
+    # The lower 16 bits are what bfloat16 lacks: with 0..65535 added they carry into the upper half in just that share
+    # of all cases.
+    noise = torch.randint(0, 2**16, bits.shape, dtype=torch.int32, device=bits.device)
+    return (bits + noise).bitwise_and_(-(2**16)).view(torch.float32).bfloat16()
 
 
 def _read(state: dict[str, torch.Tensor], key: str, piece: slice) -> torch.Tensor:
