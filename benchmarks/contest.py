@@ -78,10 +78,14 @@ def main(jobs: Sequence[Job], description: str) -> int:
             for one in chosen:
                 print(f"{job.name}, round {number + 1}/{options.repeats}: {one.name} ...", file=sys.stderr, flush=True)
                 results[one.name].append(_run_child(job, one, work))
-    if options.json:
-        plain = {name: [asdict(one) for one in runs] for name, runs in results.items()}
-        options.json.write_text(json.dumps({"job": job.name, "results": plain}, indent=1))
+                if options.json:  # after each: rounds take long, and one may be cut off
+                    _write(options.json, job, results)
     return _report(job, chosen, results)
+
+
+def _write(path: Path, job: Job, results: dict[str, list[Result]]) -> None:
+    plain = {name: [asdict(one) for one in runs] for name, runs in results.items()}
+    path.write_text(json.dumps({"job": job.name, "results": plain}, indent=1))
 
 
 def _parse(jobs: Sequence[Job], description: str) -> argparse.Namespace:
