@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from tunesmith.config import TrainingConfig
+from tunesmith.config import MEMORY_PARTS, TrainingConfig
 from tunesmith.methods.table import Method, put_under
 from tunesmith.models.outline import Pretence, Unknowing, count_layers, outline_network
 from tunesmith.records import Examples
@@ -20,6 +22,8 @@ MOST_TRACED = 4
 # Of a process that computes, beyond what it holds before: pages of torch's kernels, buffers of matrix products, and
 # pieces that glibc keeps between batches of unlike size. 99 to 140 MB over seven methods on Linux (docs/log.md).
 KERNELS = 115e6
+# Keys of a relief that are told; the dial stands for its parts.
+TOLD = ("memory", "per_device_train_batch_size", "gradient_accumulation_steps", "quantization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,49 @@ class Target:
 def foresee(
     config: TrainingConfig, method: Method, examples: Examples, rows: Rows, plan: Plan, target: Target
 ) -> Forecast:
-    """The forecast of one training, with advice when it does not fit into memory.
+    """The forecast of one training; when it does not fit into memory, with settings that would, foreseen in their turn.
 
     Raises:
         InputError: the method cannot be applied to the model.
     """
+    found = _foresee(config, method, examples, rows, plan, target)
+    if found.fits:
+        return found
+    says = (
+        f"{method.name} needs {describe_bytes(found.peak)} of memory by the plan, and "
+        f"{describe_bytes(found.available)} are free: {found.memory}"
+    )
+    for settings in _reliefs(config, method):
+        lighter = config.model_copy(update=settings)
+        size, times = lighter.per_device_train_batch_size, lighter.gradient_accumulation_steps
+        in_parts = replace(plan, batch_size=size, accumulation=times, optim=lighter.optim)
+        other = _foresee(lighter, method, examples, rows, in_parts, target)
+        if other.fits:
+            flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items() if key in TOLD)
+            return replace(found, advice=f"{says}. This would fit, with {describe_bytes(other.peak)}: {flags}")
+    return replace(
+        found,
+        advice=f"{says}. No setting makes it fit: take a shorter --max-length, a method that trains less, or a smaller "
+        "model",
+    )
+
+
+def _reliefs(config: TrainingConfig, method: Method) -> Iterator[dict[str, Any]]:
+    """Settings that need less memory; first those that change the training least."""
+    size, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    low = {"memory": "low"} | {key: settings[-1] for key, settings in MEMORY_PARTS.items()}
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": size * times}
+    if size >= 4:
+        yield {"per_device_train_batch_size": size // 4, "gradient_accumulation_steps": -(-size * times // (size // 4))}
+    yield low
+    yield low | one
+    if method.family == "reparameterised":
+        yield low | one | {"quantization": "nf4"}
+
+
+def _foresee(
+    config: TrainingConfig, method: Method, examples: Examples, rows: Rows, plan: Plan, target: Target
+) -> Forecast:
     needs = _find_needs(config, method, examples, rows, plan)
     base = 0
     if target.holds_interpreter:  # its memory is the process's
@@ -56,7 +98,7 @@ def foresee(
     found = forecast(needs, rows, plan, target.pace)
     memory = replace(found.memory, base=base, prefix=0 if target.holds_interpreter else found.store)
     weights = memory.parameters if method.saving.whole else needs.checkpoint // 3
-    found = replace(
+    return replace(
         found,
         method=method.name,
         memory=memory,
@@ -65,7 +107,6 @@ def foresee(
         disk=weights + 3 * needs.checkpoint + found.store - memory.prefix,
         available=target.available,
     )
-    return found if found.fits else replace(found, advice=_advise(found, config, rows))
 
 
 def _find_needs(config: TrainingConfig, method: Method, examples: Examples, rows: Rows, plan: Plan) -> Needs:
@@ -85,28 +126,3 @@ def _trace(
     with torch.device("meta"), Unknowing():
         put_under(network, method, config, plan.dtype, pretence.place)
     return find_needs(network, pretence, rows, plan)
-
-
-def _advise(found: Forecast, config: TrainingConfig, rows: Rows) -> str:
-    """What needs less memory and trains the same; else what trains less."""
-    memory, size = found.memory, config.per_device_train_batch_size
-    fixed = memory.parameters + memory.gradients + memory.optimizer + memory.prefix + memory.base
-    by_batch = memory.activations + memory.temporaries
-    says = (
-        f"{found.method} needs {describe_bytes(found.peak)} of memory by the plan, and "
-        f"{describe_bytes(found.available)} are free: {memory}"
-    )
-    smaller = size
-    while smaller > 1 and fixed + by_batch * smaller / size > 0.95 * found.available:
-        smaller //= 2
-    if fixed + by_batch * smaller / size <= 0.95 * found.available:
-        more = -(-size * config.gradient_accumulation_steps // smaller)
-        return (
-            f"{says}. The same training in less: --per-device-train-batch-size {smaller} "
-            f"--gradient-accumulation-steps {more}"
-        )
-    room = 0.95 * found.available - fixed
-    longest = max(len(row.input_ids) for row in rows.train)
-    if room > 0 and (shorter := int(longest * room * size / by_batch)) > 1:
-        return f"{says}. Even one row at a time is too much: a --max-length of {shorter} would fit, with batches of 1"
-    return f"{says}. Its weights and their states alone do not fit: take a method that trains less, or a smaller model"

@@ -219,30 +219,36 @@ def test_a_clock_remembers_and_outlives_a_damaged_file(tmp_path: Path, folders: 
     assert DataSheet(1e15, 1e12, 0.5).seconds(work) < first
 
 
-def test_too_little_memory_names_what_fits(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "largest"), [("full", 1.0), ("lora", 0.8)])
+def test_too_little_memory_names_what_fits(method: str, largest: float, folders: dict[str, Path]) -> None:
     """And with it, it does fit."""
     rows = make_rows("classification")
-    read = Rows(rows, rows[:4])
+    read, pace = Rows(rows, rows[:4]), DataSheet(1e12, 1e11, 0.5)
     examples = Examples("classification", (), ("a", "b", "c"), "", "")
-    pace = DataSheet(1e12, 1e11, 0.5)
 
     def foresee(available: int, **more: Any) -> Any:
-        config = settings(folders["bert"], "full", per_device_train_batch_size=ROWS, **more)
-        plan = Plan(1e-3, batch_size=config.per_device_train_batch_size)
+        config = settings(folders["bert"], method, **{"per_device_train_batch_size": ROWS} | more)
+        plan = Plan(
+            1e-3,
+            batch_size=config.per_device_train_batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            optim=config.optim,
+        )
         target = forecasting.Target(CPU, pace, available, by_data_sheet=True)
-        return forecasting.foresee(config, METHODS["full"], examples, read, plan, target)
+        return forecasting.foresee(config, METHODS[method], examples, read, plan, target)
 
     roomy = foresee(2**30)
     assert roomy.fits
     assert not roomy.advice
-    tight = foresee(roomy.peak - 1)
-    assert not tight.fits
-    size = int(tight.advice.partition("--per-device-train-batch-size ")[2].split()[0])
-    assert size < ROWS
-    config = settings(folders["bert"], "full", per_device_train_batch_size=size)
-    plan = Plan(1e-3, batch_size=size)
-    target = forecasting.Target(CPU, pace, roomy.peak - 1, by_data_sheet=True)
-    assert forecasting.foresee(config, METHODS["full"], examples, read, plan, target).fits
-    hopeless = foresee(roomy.memory.parameters)
-    assert "take a method that trains less" in hopeless.advice
-    assert asdict(hopeless)["available"] == roomy.memory.parameters
+    fixed = roomy.memory.parameters + roomy.memory.optimizer
+    tight = int(fixed + largest * (roomy.peak - fixed)) - 1
+    advice = foresee(tight).advice
+    words = advice.partition("This would fit, with ")[2].partition(": ")[2].split()
+    flags = {
+        key.removeprefix("--").replace("-", "_"): value for key, value in zip(words[::2], words[1::2], strict=True)
+    }
+    assert flags
+    assert foresee(tight, **flags).fits
+    hopeless = foresee(roomy.memory.parameters // 8)
+    assert "No setting makes it fit" in hopeless.advice
+    assert asdict(hopeless)["available"] == roomy.memory.parameters // 8

@@ -76,9 +76,10 @@ def nf4_values() -> torch.Tensor:
     (QLoRA, appendix E)."""
     # Half of 1/32 and 1/30 is cut off at the ends, where quantiles would be infinite.
     end = 1 - (1 / 32 + 1 / 30) / 2
-    positive = torch.special.ndtri(torch.linspace(end, 0.5, 9, dtype=torch.float64)[:-1])
-    negative = -torch.special.ndtri(torch.linspace(end, 0.5, 8, dtype=torch.float64)[:-1])
-    values = torch.cat([positive, negative, torch.zeros(1, dtype=torch.float64)]).sort().values
+    positive, negative = (
+        torch.special.ndtri(torch.linspace(end, 0.5, count, dtype=torch.float64, device="cpu")[:-1]) for count in (9, 8)
+    )
+    values = torch.cat([positive, -negative, positive.new_zeros(1)]).sort().values
     return (values / values.abs().max()).float()
 
 
