@@ -49,7 +49,8 @@ def count_frozen(network: Network) -> int:
 
 def count_bytes(network: Network, rows: Sequence[TokenizedExample]) -> int:
     """Size of the store in bytes when states leave the blocks in float32; half of it in bfloat16."""
-    return 4 * network.model.config.hidden_size * sum(len(row.input_ids) for row in rows)
+    distinct = {row.input_ids for row in rows}
+    return 4 * network.model.config.hidden_size * sum(len(ids) for ids in distinct)
 
 
 @contextmanager
@@ -128,16 +129,20 @@ class Prefix:
         """Takes them from a file in the folder, which is made when it is not there."""
         place = folder / self._name_of(rows, dtype)
         self._file = find_states(place)
+        if not quiet:
+            size = describe_bytes(count_bytes(self._network, rows))
+            how = (
+                f"run once for each row; their states take at most {size} in"
+                if self._file is None
+                else "states found in"
+            )
+            say(f"frozen   {len(self._layers)} blocks {how} {folder}")
         if self._file is None:
             shutil.rmtree(place, ignore_errors=True)
             with explained("The states of frozen blocks", folder), writing(place) as writer:
                 self._run(rows, dtype, quiet, writer.put)
             self._file = find_states(place)
             assert self._file is not None
-        if not quiet:
-            say(
-                f"frozen   {len(self._layers)} blocks, computed once: {describe_bytes(self._file.num_bytes)} in {place}"
-            )
 
     def _name_of(self, rows: Sequence[TokenizedExample], dtype: torch.dtype) -> str:
         """Says everything that the states depend on, to the bit on one machine."""

@@ -28,7 +28,6 @@ class StateFile:
         about = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self._places: dict[str, list[int]] = about["places"]  # first byte and tokens of each row
         self._width, self._dtype = int(about["width"]), getattr(torch, about["dtype"])
-        self.num_bytes = int(about["bytes"])
         self._file = (folder / STATES).open("rb", buffering=0)
 
     def get(self, key: bytes) -> torch.Tensor | None:
@@ -52,20 +51,19 @@ class StateWriter:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._places: dict[str, list[int]] = {}
-        self._width, self._dtype = 0, torch.float32
-        self.num_bytes = 0
+        self._width, self._dtype, self._end = 0, torch.float32, 0
 
     def put(self, key: bytes, states_TD: torch.Tensor) -> None:
-        self._places[_name(key)] = [self.num_bytes, len(states_TD)]
+        self._places[_name(key)] = [self._end, len(states_TD)]
         self._width, self._dtype = states_TD.shape[1], states_TD.dtype
         # As bytes: numpy has no bfloat16.
         self._file.write(states_TD.cpu().contiguous().view(torch.uint8).numpy().data)
-        self.num_bytes += states_TD.nbytes
+        self._end += states_TD.nbytes
 
     def close(self, index: Path) -> None:
         self._file.close()
         kind = str(self._dtype).removeprefix("torch.")
-        write_json(index, {"width": self._width, "dtype": kind, "bytes": self.num_bytes, "places": self._places})
+        write_json(index, {"width": self._width, "dtype": kind, "places": self._places})
 
 
 def find_states(folder: Path) -> StateFile | None:
