@@ -15,8 +15,8 @@ from tunesmith.methods.table import find_method
 from tunesmith.records import Split
 from tunesmith.runtime import available_memory, choose_device, choose_precision
 from tunesmith.train.clock import Clock, DataSheet
-from tunesmith.train.plan import Forecast
-from tunesmith.tuning import load_split, make_plan, read_rows
+from tunesmith.train.plan import Forecast, Rows
+from tunesmith.tuning import find_max_length, load_split, make_plan, read_rows
 
 PATIENCE = 10.0  # seconds in which operations are timed, for all methods together
 # Of a data sheet's peak that a training step reaches, an assumption; several devices lose a tenth in talking.
@@ -37,9 +37,13 @@ def plan(config: PlanConfig, parts: Split | None = None) -> list[Forecast]:
     parts = load_split(config) if parts is None else parts
     keys = {key: getattr(config, key) for key in TuneConfig.model_fields if hasattr(config, key)}
     found = []
+    read: dict[int, Rows] = {}  # by the longest row a method leaves room for
     for method in methods:
         tuning = TuneConfig(**keys | {"method": method.name})
-        rows = read_rows(tuning, parts)
+        limit = find_max_length(tuning)
+        if limit not in read:
+            read[limit], _ = read_rows(tuning, parts)
+        rows = read[limit]
         try:
             one = foresee(tuning, method, parts.train, rows, make_plan(tuning, 1.0, target.device, dtype), target)
         except InputError as error:

@@ -199,20 +199,18 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     task = parts.train.task
-    rows = read_rows(config, parts)
-    train, validation = rows.train, rows.validation
-    signal = measure(train)
+    rows, signal = read_rows(config, parts)
     forecast = _foresee(config, method, parts, rows, device, dtype) if planned else None
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
     put_under(network, method, config, dtype, partial(move, device=device))
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     plan = make_plan(config, learning_rate, device, dtype)
-    return Prepared(network, method, parts, train, validation, plan, signal, forecast)
+    return Prepared(network, method, parts, rows.train, rows.validation, plan, signal, forecast)
 
 
-def read_rows(config: TrainingConfig, parts: Split) -> Rows:
-    """Training and validation rows as ids.
+def read_rows(config: TrainingConfig, parts: Split) -> tuple[Rows, Signal]:
+    """Training and validation rows as ids, and what the former train.
 
     Raises:
         InputError: rows that are too long, or that teach nothing.
@@ -220,8 +218,9 @@ def read_rows(config: TrainingConfig, parts: Split) -> Rows:
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, parts.train.task)
     max_length = find_max_length(config)
     rows = Rows(*(tokenize(part, tokenizer, max_length) for part in (parts.train, parts.validation)))
-    _check_signal(measure(rows.train), parts.train, rows.train)
-    return rows
+    signal = measure(rows.train)
+    _check_signal(signal, parts.train, rows.train)
+    return rows, signal
 
 
 def _foresee(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -104,6 +104,11 @@ def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> list
     order = list(range(num_rows))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return [order[start : start + batch_size] for start in range(0, num_rows, batch_size)]
+
+
+def find_longest(rows: Sequence[TokenizedExample], batches: Iterable[list[int]]) -> list[int]:
+    """The batch with the most tokens."""
+    return max(batches, key=lambda batch: sum(len(rows[index].input_ids) for index in batch))
 
 
 def token_batches(rows: Sequence[TokenizedExample], max_tokens: int = TOKENS_PER_PASS) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +28,12 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     """Last name parts of the linear layers inside the blocks, for example q_proj; sorted."""
     names = find_layers(model).named_modules()
     return sorted({name.rpartition(".")[2] for name, module in names if isinstance(module, nn.Linear | Conv1D)})
+
+
+def matrix_of(linear: nn.Module) -> torch.Tensor:
+    """Its weights (outputs, inputs), whichever way it keeps them."""
+    weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def freeze_body(network: Network) -> None:

@@ -189,7 +189,18 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     base = find_base(source, name)
     refuse_unfit(load_config(base, name), task, name)
     model, info = _read_model(base, name, task, class_names, dtype)
-    network = Network(
+    network = enclose(model, source, name, task, class_names)
+    _check_loaded(network, info)
+    network.fingerprint = fingerprint(model, network.new_modules, name)
+    if base != source:
+        _merge(network, Path(source))
+    use_our_layers(network)
+    return network
+
+
+def enclose(model: PreTrainedModel, source: str, name: str, task: Task, class_names: Sequence[str]) -> Network:
+    """A model with its tokenizer from the folder `source`, called `name` by the user."""
+    return Network(
         model=model,
         tokenizer=load_tokenizer(source, name, task),
         task=task,
@@ -198,12 +209,6 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
         folder=source,
         wrapper=model,
     )
-    _check_loaded(network, info)
-    network.fingerprint = fingerprint(model, network.new_modules, name)
-    if base != source:
-        _merge(network, Path(source))
-    use_our_layers(network)
-    return network
 
 
 def use_our_layers(network: Network) -> None:

@@ -14,8 +14,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
+from tunesmith.models.layers import matrix_of
 from tunesmith.models.lean import find_recipe
 from tunesmith.models.quantized import PACKED
 from tunesmith.runtime import working_dtype
@@ -33,24 +33,22 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
     if args or kwargs or not _is_ours(layer):
         return type(layer).forward(layer, x, *args, **kwargs)
     name, base, dtype = layer.active_adapters[0], layer.get_base_layer(), working_dtype(x)
-    frozen = _find_frozen(base)
     a_RI: torch.Tensor = layer.lora_A[name].weight  # type: ignore[assignment]
     b_OR: torch.Tensor = layer.lora_B[name].weight  # type: ignore[assignment]
-    scaling = layer.scaling[name]
     parts = (
         x.to(dtype),
-        frozen,
+        _find_frozen(base),
         None if base.bias is None else base.bias.to(dtype),
         a_RI.to(dtype),
         b_OR.to(dtype),
-        scaling,
+        layer.scaling[name],
         find_recipe(x),
     )
+    out: torch.Tensor
     if not layer.lora_variant:
-        out: torch.Tensor = _LowRank.apply(*parts)  # type: ignore[no-untyped-call]
-        return out
-    norms_O = find_norms(frozen.read(torch.float32), a_RI, b_OR, scaling)
-    out = _Directed.apply(*parts, layer.lora_magnitude_vector[name].weight, norms_O)  # type: ignore[no-untyped-call]
+        out = _LowRank.apply(*parts)  # type: ignore[no-untyped-call]
+    else:
+        out = _Directed.apply(*parts, layer.lora_magnitude_vector[name].weight)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -69,7 +67,7 @@ def _find_frozen(base: Any) -> Any:
     packed = getattr(base, PACKED, None)
     if packed is not None:
         return packed
-    return _Whole(base.weight.T if isinstance(base, Conv1D) else base.weight)
+    return _Whole(matrix_of(base))
 
 
 def _is_ours(layer: LoraLinear) -> bool:
@@ -105,13 +103,8 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, frozen, bias_O, a_RI, b_OR, scaling, recipe):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-        x_TI = x.reshape(-1, x.shape[-1])
-        low_TR = F.linear(x_TI, a_RI)
-        y_TO = F.linear(x_TI, frozen.read(x.dtype), bias_O)
-        y_TO.addmm_(low_TR, b_OR.T, alpha=scaling)
-        ctx.save_for_backward(a_RI, b_OR, low_TR, *([x] if recipe is None else recipe.parts))
-        ctx.make = None if recipe is None else recipe.make
-        ctx.frozen, ctx.scaling, ctx.shape, ctx.dtype = frozen, scaling, x.shape, x.dtype
+        low_TR, y_TO = _multiply(x, frozen.read(x.dtype), bias_O, a_RI, b_OR, scaling)
+        _remember(ctx, x, frozen, scaling, recipe, (a_RI, b_OR, low_TR))  # type: ignore[no-untyped-call]
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -128,15 +121,12 @@ class _Directed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, frozen, bias_O, a_RI, b_OR, scaling, recipe, m_O, norms_O):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-        x_TI = x.reshape(-1, x.shape[-1])
-        low_TR = F.linear(x_TI, a_RI)
-        z_TO = F.linear(x_TI, frozen.read(x.dtype))
-        z_TO.addmm_(low_TR, b_OR.T, alpha=scaling)
+    def forward(ctx, x, frozen, bias_O, a_RI, b_OR, scaling, recipe, m_O):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        w_OI = frozen.read(x.dtype)
+        norms_O = find_norms(w_OI, a_RI, b_OR, scaling)
+        low_TR, z_TO = _multiply(x, w_OI, None, a_RI, b_OR, scaling)
         c_O = (m_O.float() / norms_O).to(z_TO.dtype)
-        ctx.save_for_backward(a_RI, b_OR, low_TR, z_TO, c_O, norms_O, *([x] if recipe is None else recipe.parts))
-        ctx.make = None if recipe is None else recipe.make
-        ctx.frozen, ctx.scaling, ctx.shape, ctx.dtype = frozen, scaling, x.shape, x.dtype
+        _remember(ctx, x, frozen, scaling, recipe, (a_RI, b_OR, low_TR, z_TO, c_O, norms_O))  # type: ignore[no-untyped-call]
         ctx.kind = m_O.dtype
         y_TO = z_TO * c_O if bias_O is None else torch.addcmul(bias_O, z_TO, c_O)
         return y_TO.view(*x.shape[:-1], -1)
@@ -147,7 +137,28 @@ class _Directed(torch.autograd.Function):
         g_TO = grad.reshape(-1, grad.shape[-1])
         grad_m = ((g_TO * z_TO).sum(0, dtype=torch.float32) / norms_O).to(ctx.kind)
         back = _gradients(ctx, g_TO * c_O, a_RI, b_OR, low_TR, parts)  # type: ignore[no-untyped-call]
-        return *back, None, None, grad_m, None
+        return *back, None, None, grad_m
+
+
+def _multiply(
+    x: torch.Tensor,
+    w_OI: torch.Tensor,
+    bias_O: torch.Tensor | None,
+    a_RI: torch.Tensor,
+    b_OR: torch.Tensor,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x A^T (T, R), and x W^T + b + s (x A^T) B^T (T, O)."""
+    x_TI = x.reshape(-1, x.shape[-1])
+    low_TR = F.linear(x_TI, a_RI)
+    return low_TR, F.linear(x_TI, w_OI, bias_O).addmm_(low_TR, b_OR.T, alpha=scaling)
+
+
+def _remember(ctx, x, frozen, scaling, recipe, tensors):  # type: ignore[no-untyped-def]
+    """What `_gradients` needs, and further tensors in front of it."""
+    ctx.save_for_backward(*tensors, *([x] if recipe is None else recipe.parts))
+    ctx.make = None if recipe is None else recipe.make
+    ctx.frozen, ctx.scaling, ctx.shape, ctx.dtype = frozen, scaling, x.shape, x.dtype
 
 
 def _gradients(ctx, g_TO, a_RI, b_OR, low_TR, parts):  # type: ignore[no-untyped-def]

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tunesmith.models.load import (
     Network,
+    enclose,
     find_base,
     head_settings,
     load_config,
-    load_tokenizer,
     quietly,
     refuse_unfit,
     resolve_model,
@@ -68,15 +68,7 @@ def outline_network(name: str, task: Task, class_names: Sequence[str] = (), num_
             setattr(config, key, value)
     with quietly(), torch.device("meta"), Unknowing():
         model = auto.from_config(config, attn_implementation="eager", dtype=dtype)
-        network = Network(
-            model=model,
-            tokenizer=load_tokenizer(source, name, task),
-            task=task,
-            class_names=tuple(class_names),
-            source=name,
-            folder=source,
-            wrapper=model,
-        )
+        network = enclose(model, source, name, task, class_names)
         use_our_layers(network)
     return network
 

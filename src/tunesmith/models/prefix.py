@@ -49,8 +49,12 @@ def count_frozen(network: Network) -> int:
 
 def count_bytes(network: Network, rows: Sequence[TokenizedExample]) -> int:
     """Size of the store in bytes when states leave the blocks in float32; half of it in bfloat16."""
-    distinct = {row.input_ids for row in rows}
-    return 4 * network.model.config.hidden_size * sum(len(ids) for ids in distinct)
+    return 4 * int(network.model.config.hidden_size) * count_tokens(rows)
+
+
+def count_tokens(rows: Sequence[TokenizedExample]) -> int:
+    """Tokens of all rows, equal ones counted once."""
+    return sum(len(ids) for ids in {row.input_ids for row in rows})
 
 
 @contextmanager
@@ -66,7 +70,8 @@ def cached_prefix(
     Worth it for rows that are seen more than once. The store is in memory, at most LARGEST_STORE bytes, or else in a
     folder of its own within `folder`, at most half of the free disk. On an accelerator memory comes first.
     """
-    num_frozen, num_bytes = count_frozen(network), count_bytes(network, rows)
+    num_frozen = count_frozen(network)
+    num_bytes = count_bytes(network, rows) if num_frozen else 0
     in_memory = num_bytes <= LARGEST_STORE and (folder is None or network.model.device.type != "cpu")
     if not num_frozen or not (in_memory or (folder is not None and has_room(folder, num_bytes))):
         yield

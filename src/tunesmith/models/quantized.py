@@ -18,9 +18,9 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import InputError
+from tunesmith.models.layers import matrix_of
 from tunesmith.models.load import Network
 
 Quantization = Literal["int8", "nf4"]
@@ -105,8 +105,7 @@ def quantize_base(network: Network, kind: Quantization) -> None:
         if layer.lora_variant and any(isinstance(dropout, nn.Dropout) for dropout in layer.lora_dropout.values()):
             raise InputError("dora with a quantised base cannot drop inputs: set lora_dropout to 0")
         base: Any = layer.get_base_layer()
-        weight_OI = base.weight.data.T if isinstance(base, Conv1D) else base.weight.data
-        base.add_module(PACKED, KINDS[kind](weight_OI))
+        base.add_module(PACKED, KINDS[kind](matrix_of(base).detach()))
         base.register_parameter("weight", None)
         vars(base)["forward"] = MethodType(_forward, base)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from tunesmith.data.pack import epoch_batches, pack
+from tunesmith.data.pack import epoch_batches, find_longest, pack
 from tunesmith.models.embedding import clear_gradients
 from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch, TokenizedExample
@@ -204,22 +204,18 @@ class _Training:
         """What the attempt makes. Out of memory: once more with each batch in two parts, which has the same gradient;
         from then on so."""
         plan, progress, step = self._plan, self._state.progress, self._state.step + 1
-        try:
-            return attempt()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        if plan.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if progress.num_parts == 1 and plan.batch_size > 1:
-            progress.num_parts = 2
-            say(f"step {step}: out of memory; from here on each batch runs in two parts")
+        while True:
             try:
                 return attempt()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-        raise out_of_memory(step, plan, self._rows)
+            if plan.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if progress.num_parts > 1 or plan.batch_size == 1:
+                raise out_of_memory(step, plan, self._rows)
+            progress.num_parts = 2
+            say(f"step {step}: out of memory; from here on each batch runs in two parts")
 
     def _gradient_at_once(self) -> tuple[list[PackedBatch], Step]:
         window = self._windows.at(self._state)
@@ -233,21 +229,22 @@ class _Training:
         try:
             yield
         except BaseException:
-            generators.restore(before, self._plan.device)
-            clear_gradients(self._network.model, self._state.optimizer)
+            self._undo(before)
             raise
+
+    def _undo(self, before: generators.States) -> None:
+        generators.restore(before, self._plan.device)
+        clear_gradients(self._network.model, self._state.optimizer)
 
     def _rehearse(self) -> None:
         """The batch with the most tokens, before all others and without an update: what does not fit into memory shows
         now and not hours later. Everything is afterwards as it was."""
         before = generators.capture(self._plan.device)
         try:
-            accumulate(self._network, self._windows.longest(self._state), self._state.parameters, self._plan, 0)
-        except NonFiniteError:
-            pass  # met, and told, at its own step
+            with suppress(NonFiniteError):  # met, and told, at its own step
+                accumulate(self._network, self._windows.longest(self._state), self._state.parameters, self._plan, 0)
         finally:
-            generators.restore(before, self._plan.device)
-            clear_gradients(self._network.model, self._state.optimizer)
+            self._undo(before)
 
     def _meet_nonfinite(self, error: NonFiniteError) -> list[PackedBatch]:
         """Stops with everything on disk that one needs to look at it, or lets the window pass by."""
@@ -303,8 +300,7 @@ class _Windows:
     def longest(self, state: State) -> list[PackedBatch]:
         """The batch with the most tokens of this epoch, in as many parts as it runs in."""
         batches = epoch_batches(len(self._rows), self._plan.batch_size, self._plan.seed, state.progress.epoch)
-        longest = max(batches, key=lambda batch: sum(len(self._rows[index].input_ids) for index in batch))
-        return self._pack(_split(longest, state.progress.num_parts))
+        return self._pack(_split(find_longest(self._rows, batches), state.progress.num_parts))
 
     def _pack(self, parts: Sequence[list[int]]) -> list[PackedBatch]:
         network = self._network

@@ -15,11 +15,11 @@ from typing import Protocol
 
 import torch
 
-from tunesmith.data.pack import epoch_batches, pack, token_batches
+from tunesmith.data.pack import epoch_batches, find_longest, pack, token_batches
 from tunesmith.models.embedding import clear_gradients
 from tunesmith.models.load import Network, count_parameters
 from tunesmith.models.outline import Pretence
-from tunesmith.models.prefix import LARGEST_STORE, Prefix, count_bytes, count_frozen
+from tunesmith.models.prefix import LARGEST_STORE, Prefix, count_bytes, count_frozen, count_tokens
 from tunesmith.records import TokenizedExample
 from tunesmith.runtime import autocast
 from tunesmith.terminal import describe_bytes, describe_seconds
@@ -63,9 +63,6 @@ class Memory:
     @property
     def peak(self) -> int:
         return sum(asdict(self).values())
-
-    def as_mapping(self) -> dict[str, int]:
-        return asdict(self)
 
     def __str__(self) -> str:
         return ", ".join(f"{kind} {describe_bytes(size)}" for kind, size in asdict(self).items() if size)
@@ -185,7 +182,7 @@ def forecast(needs: Needs, rows: Rows, plan: Plan, pace: Pace) -> Forecast:
         trained=needs.trained,
         parameters=needs.parameters,
         memory=Memory(**peak),
-        store=needs.prefix * _count_distinct(rows),
+        store=needs.prefix * count_tokens([*rows.train, *rows.validation]),
         num_steps=num_steps,
         flops_per_step=int(_count_tokens(rows, plan, 1) / needs.tokens["window"] * needs.works["window"].flops),
         flops=int(sum(needs.works[name].flops * count for name, count in times.items())),
@@ -212,8 +209,10 @@ def find_needs(network: Network, pretence: Pretence, rows: Rows, plan: Plan) -> 
 @contextmanager
 def _known_prefix(network: Network, rows: Rows, plan: Plan) -> Iterator[Prefix | None]:
     """As `cached_prefix`, but nothing is computed yet."""
-    num_frozen, num_bytes = count_frozen(network), count_bytes(network, [*rows.train, *rows.validation])
-    if not num_frozen or (plan.device.type != "cpu" and num_bytes > LARGEST_STORE):
+    num_frozen = count_frozen(network)
+    if not num_frozen or (
+        plan.device.type != "cpu" and count_bytes(network, [*rows.train, *rows.validation]) > LARGEST_STORE
+    ):
         yield None
         return
     prefix = Prefix(network, num_frozen)
@@ -272,11 +271,6 @@ def _trace(network: Network, pretence: Pretence, rows: Rows, plan: Plan, prefix:
     )
 
 
-def _count_distinct(rows: Rows) -> int:
-    """Tokens of all rows, equal ones counted once."""
-    return sum(len(ids) for ids in {row.input_ids for row in [*rows.train, *rows.validation]})
-
-
 def _count(rows: Sequence[TokenizedExample]) -> int:
     return sum(len(row.input_ids) for row in rows)
 
@@ -285,7 +279,7 @@ def _longest_window(rows: Sequence[TokenizedExample], plan: Plan) -> list[list[T
     """The batch with the most tokens of all epochs; with accumulation twice, since gradients are held then."""
     epochs = range(min(math.ceil(plan.num_epochs), MOST_EPOCHS))
     batches = (batch for epoch in epochs for batch in epoch_batches(len(rows), plan.batch_size, plan.seed, epoch))
-    longest = [rows[index] for index in max(batches, key=lambda batch: sum(len(rows[i].input_ids) for i in batch))]
+    longest = [rows[index] for index in find_longest(rows, batches)]
     return [longest] * min(plan.accumulation, 2)
 
 
@@ -304,5 +298,5 @@ def _count_passes(rows: Rows, plan: Plan, needs: Needs, num_steps: int) -> dict[
         "validation": evaluations * _count(rows.validation) / needs.tokens["validation"],
     }
     if needs.prefix:
-        times["fill"] = _count_distinct(rows) / needs.tokens["fill"]
+        times["fill"] = count_tokens([*rows.train, *rows.validation]) / needs.tokens["fill"]
     return times
