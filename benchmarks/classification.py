@@ -9,17 +9,16 @@ Dropout is off, so that losses can be compared. The first WARM steps are not tim
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from contest import Contestant, Job, Result, main
+from record import Record
 
 MODEL = "minilm-l6"
 STEPS, WARM, BATCH_SIZE = 12, 2, 32
@@ -51,13 +50,12 @@ def prepare(work: Path) -> None:
 
 
 def run_tunesmith(dtype: str, work: Path) -> Result:
-    from tunesmith.data.pack import pack
+    from ours import train
+
     from tunesmith.models.embedding import use_row_gradients
     from tunesmith.models.load import load_network, settle_precision
     from tunesmith.records import TokenizedExample
-    from tunesmith.train.loop import trainable
-    from tunesmith.train.optim import make_optimizer
-    from tunesmith.train.step import Plan, take_step
+    from tunesmith.train.step import Plan
 
     kind = getattr(torch, dtype)
     raw = json.loads((work / "rows.json").read_text())
@@ -65,23 +63,18 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
     network = load_network(str(work / "model"), "classification", ("negative", "positive"))
     settle_precision(network, kind)
     use_row_gradients(network.model)
+    record = Record()
+    record.tick()
+    given = (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))
     plan = Plan(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, dtype=kind)
-    parameters = trainable(network)
-    optimizer = make_optimizer(parameters, LEARNING_RATE, 0.0)
-    network.model.train()
-    losses, times, seen = [], [time.perf_counter()], hashlib.sha256()
-    for step in range(STEPS):
-        chosen = rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
-        losses.append(take_step(network, [pack(chosen)], parameters, optimizer, plan, step).loss)
-        times.append(time.perf_counter())
-        seen.update(json.dumps([[list(row.input_ids), row.target] for row in chosen]).encode())
-    return measured(raw, losses, times, seen)
+    train(network, given, plan, record, lambda row: (row.input_ids, row.target))
+    return measured(raw, record)
 
 
 def run_trainer(settings: dict[str, Any], work: Path) -> Result:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
-    from peer import TRAINER, Clock
+    from peer import TRAINER, Clock, recorded
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -91,19 +84,7 @@ def run_trainer(settings: dict[str, Any], work: Path) -> Result:
     )
 
     disable_progress_bars()
-    raw = json.loads((work / "rows.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(work / "model")
-    losses, clock, seen = [], Clock(), hashlib.sha256()
-
-    class Recorded(Trainer):  # type: ignore[misc]
-        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-            pairs = zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True)
-            rows = [[ids[mask.bool()].tolist(), int(label)] for ids, mask, label in pairs]
-            seen.update(json.dumps(rows).encode())
-            loss = super().training_step(model, inputs, *args, **kwargs)
-            losses.append(loss.item())
-            return loss
-
+    raw, record = json.loads((work / "rows.json").read_text()), Record()
     config = TrainingArguments(
         output_dir=str(work / "trainer"),
         per_device_train_batch_size=BATCH_SIZE,
@@ -111,22 +92,25 @@ def run_trainer(settings: dict[str, Any], work: Path) -> Result:
         lr_scheduler_type="constant",
         **TRAINER | settings,
     )
-    Recorded(
+    recorded(Trainer, record, labelled_rows)(
         model=AutoModelForSequenceClassification.from_pretrained(work / "model", dtype=torch.float32),
         args=config,
         train_dataset=Dataset.from_list([{"input_ids": row["ids"], "labels": row["label"]} for row in raw]),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[clock],
+        data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(work / "model")),
+        callbacks=[Clock(record)],
     ).train()
-    return measured(raw, losses, clock.times, seen)
+    return measured(raw, record)
 
 
-def measured(raw: list[dict[str, Any]], losses: list[float], times: list[float], seen: Any) -> Result:
+def labelled_rows(inputs: dict[str, Any]) -> list[tuple[list[int], int]]:
+    """The rows in a padded batch."""
+    parts = zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"], strict=True)
+    return [(ids[mask.bool()].tolist(), int(label)) for ids, mask, label in parts]
+
+
+def measured(raw: list[dict[str, Any]], record: Record) -> Result:
     """Real tokens, no padding."""
-    from tunesmith.runtime import peak_memory
-
-    tokens = sum(len(row["ids"]) for row in raw[WARM * BATCH_SIZE :])
-    return Result(losses, tokens, times[-1] - times[WARM], peak_memory(torch.device("cpu")), seen.hexdigest())
+    return record.result(sum(len(row["ids"]) for row in raw[WARM * BATCH_SIZE :]), WARM, torch.device("cpu"))
 
 
 CONTESTANTS = (

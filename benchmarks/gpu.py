@@ -10,21 +10,18 @@ The first WARM steps are not timed. MFU: the FLOPs of the weights' products alon
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import random
 import statistics
 import sys
-import time
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from contest import Contestant, Job, Result, main
-from sft import note_seen, rows_of
+from record import Record
 
 HAS_GPU = torch.cuda.is_available()
 SIZES: dict[str, int] = (
@@ -71,98 +68,52 @@ def prepare(method: str, work: Path) -> None:
 
 
 def run_tunesmith(method: str, work: Path) -> Result:
-    from peft import PeftModel
+    from ours import adopt, train
 
-    from tunesmith.data.pack import pack
     from tunesmith.methods.full import train_everything
-    from tunesmith.methods.reparam import adopt_lora
     from tunesmith.models.load import load_network, move, settle_precision
     from tunesmith.records import TokenizedExample
     from tunesmith.runtime import choose_device
-    from tunesmith.train.loop import trainable
-    from tunesmith.train.optim import make_optimizer
-    from tunesmith.train.step import Plan, take_step
+    from tunesmith.train.step import Plan
 
     device, raw = choose_device(), json.loads((work / "rows.json").read_text())
     rows = [TokenizedExample(tuple(row["ids"]), tuple(row["trained"]), None, 0, i) for i, row in enumerate(raw)]
     network = load_network(str(work / "model"), "generation")
     if method == "lora":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adopt_lora(network, PeftModel.from_pretrained(network.model, work / "adapter", is_trainable=True))
+        adopt(network, work / "adapter")
     else:
         train_everything(network, None)  # type: ignore[arg-type]  # it reads no settings
     settle_precision(network, DTYPE)
     move(network, device)
     plan = Plan(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, device=device, dtype=DTYPE)
-    parameters = trainable(network)
-    optimizer = make_optimizer(parameters, LEARNING_RATE, 0.0)
-    network.model.train()
-    losses, times, seen = [], [now()], hashlib.sha256()
-    for step in range(STEPS):
-        chosen = rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
-        batch = pack(chosen, share=True)
-        losses.append(take_step(network, [batch], parameters, optimizer, plan, step).loss)
-        times.append(now())
-        note_seen(seen, [(row.input_ids, row.trained) for row in chosen])
-    return measured(raw, losses, times, seen)
+    record = Record()
+    record.tick()
+    given = (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))
+    train(network, given, plan, record, lambda row: (row.input_ids, row.trained))
+    return measured(raw, record)
 
 
 def run_trl(method: str, settings: dict[str, Any], work: Path) -> Result:
-    from datasets import Dataset
-    from peer import TRL, Clock
+    from peer import train_sft
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from transformers import AutoModelForCausalLM
 
-    settings = dict(settings)
+    own = {"use_cpu": not HAS_GPU, "bf16": HAS_GPU, "gradient_checkpointing": False}
+    own |= {"per_device_train_batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    settings = own | settings
     attention = settings.pop("attention", "sdpa")
     raw = json.loads((work / "rows.json").read_text())
     dtype = DTYPE if method == "lora" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(work / "model", dtype=dtype, attn_implementation=attention)
     if method == "lora":
         model = PeftModel.from_pretrained(model, work / "adapter", is_trainable=True)
-    columns = [
-        {"input_ids": row["ids"], "labels": [i if t else -100 for i, t in zip(row["ids"], row["trained"], strict=True)]}
-        for row in raw
-    ]
-    losses, clock, seen = [], Clock(), hashlib.sha256()
-
-    class Recorded(SFTTrainer):  # type: ignore[misc]
-        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-            note_seen(seen, rows_of(inputs))
-            loss = super().training_step(model, inputs, *args, **kwargs)
-            losses.append(loss.item())
-            return loss
-
-    config = SFTConfig(
-        output_dir=str(work / "trl"),
-        per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        **TRL | {"use_cpu": not HAS_GPU, "bf16": HAS_GPU, "gradient_checkpointing": False} | settings,
-    )
-    Recorded(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(columns),
-        processing_class=AutoTokenizer.from_pretrained(work / "model"),
-        callbacks=[clock],
-    ).train()
-    return measured(raw, losses, clock.times, seen)
+    return measured(raw, train_sft(model, raw, work / "model", settings, work))
 
 
-def now() -> float:
-    if HAS_GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def measured(raw: list[dict[str, Any]], record: Record) -> Result:
+    from tunesmith.runtime import choose_device
 
-
-def measured(raw: list[dict[str, Any]], losses: list[float], times: list[float], seen: Any) -> Result:
-    from tunesmith.runtime import choose_device, peak_memory
-
-    tokens = sum(len(row["ids"]) for row in raw[WARM * BATCH_SIZE :])
-    return Result(losses, tokens, times[-1] - times[WARM], peak_memory(choose_device()), seen.hexdigest())
+    return record.result(sum(len(row["ids"]) for row in raw[WARM * BATCH_SIZE :]), WARM, choose_device())
 
 
 def name_mfu(method: str, results: dict[str, list[Result]]) -> list[str]:

@@ -9,11 +9,9 @@ is computed once and each answer once, and the loss is the same mean over all pa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import sys
-import time
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 from contest import Contestant, Job, Result, main
+from record import Record
 from torch.nn import functional as F
 
 MODEL = "smollm2-135m-instruct"
@@ -56,7 +55,8 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
     kind = getattr(torch, dtype)
     network = load_network(str(work / "model"), "regression")
     settle_precision(network, kind)
-    losses, times, seen = [], [time.perf_counter()], hashlib.sha256()
+    record = Record()
+    record.tick()
     for answers in json.loads((work / "rows.json").read_text()):
         rows = [TokenizedExample(tuple(ids), (False,) * len(ids), 0.0, 0, i) for i, ids in enumerate(answers)]
         batch = pack(rows, share=True)
@@ -66,11 +66,11 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
         better, worse = (by_rank[[pair[side] for pair in PAIRS]] for side in (0, 1))
         loss = -F.logsigmoid(better - worse).mean()
         loss.backward()
-        times.append(time.perf_counter())
-        losses.append(loss.item())
+        record.tick()
+        record.losses.append(loss.item())
         network.model.zero_grad(set_to_none=True)
-        seen.update(json.dumps(answers).encode())
-    return measured(losses, times, seen)
+        record.note(answers)
+    return measured(record)
 
 
 def run_trl(settings: dict[str, Any], work: Path) -> Result:
@@ -83,14 +83,14 @@ def run_trl(settings: dict[str, Any], work: Path) -> Result:
     disable_progress_bars()
     prompts = json.loads((work / "rows.json").read_text())
     pairs = [{"chosen_ids": one[best], "rejected_ids": one[worst]} for one in prompts for best, worst in PAIRS]
-    losses, clock, seen = [], Clock(), hashlib.sha256()
+    record = Record()
     for answers in prompts:
-        seen.update(json.dumps(answers).encode())
+        record.note(answers)
 
     class Recorded(RewardTrainer):  # type: ignore[misc]
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(*args, **kwargs)
-            losses.append(loss.item())
+            record.losses.append(loss.item())
             return loss
 
     config = RewardConfig(
@@ -106,18 +106,16 @@ def run_trl(settings: dict[str, Any], work: Path) -> Result:
         args=config,
         train_dataset=Dataset.from_list(pairs),
         processing_class=AutoTokenizer.from_pretrained(work / "model"),
-        callbacks=[clock],
+        callbacks=[Clock(record)],
     ).train()
-    means = [sum(losses[start : start + PASSES]) / PASSES for start in range(0, len(losses), PASSES)]
-    return measured(means, clock.times, seen)
+    losses = record.losses
+    record.losses = [sum(losses[start : start + PASSES]) / PASSES for start in range(0, len(losses), PASSES)]
+    return measured(record)
 
 
-def measured(losses: list[float], times: list[float], seen: Any) -> Result:
+def measured(record: Record) -> Result:
     """Tokens are those of the prompt and each answer once, whatever was computed."""
-    from tunesmith.runtime import peak_memory
-
-    tokens = (STEPS - WARM) * (PROMPT + NUM_ANSWERS * ANSWER)
-    return Result(losses, tokens, times[-1] - times[WARM], peak_memory(torch.device("cpu")), seen.hexdigest())
+    return record.result((STEPS - WARM) * (PROMPT + NUM_ANSWERS * ANSWER), WARM, torch.device("cpu"))
 
 
 NO_CKPT = {"gradient_checkpointing": False}

@@ -9,12 +9,9 @@ last-layers    the wall time of whole trainings of the last LAST layers over EPO
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import sys
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -23,6 +20,7 @@ from typing import Any
 
 import torch
 from contest import Contestant, Job, Result, main
+from record import Record
 
 MODEL = "smollm2-135m-instruct"
 BATCH_SIZE = 8
@@ -70,85 +68,45 @@ def batches(num_rows: int, method: str) -> Iterator[list[int]]:
 
 
 def run_tunesmith(method: str, dtype: str, memory: str, work: Path) -> Result:
-    from peft import PeftModel
+    from ours import adopt, train
 
-    from tunesmith.data.pack import pack
-    from tunesmith.methods.reparam import adopt_lora
     from tunesmith.models.checkpointing import checkpoint_blocks
     from tunesmith.models.load import load_network, settle_precision
     from tunesmith.models.prefix import cached_prefix
     from tunesmith.records import TokenizedExample
-    from tunesmith.train.loop import trainable
-    from tunesmith.train.optim import make_optimizer
-    from tunesmith.train.step import Plan, take_step
+    from tunesmith.train.step import Plan
 
     kind = getattr(torch, dtype)
     raw = json.loads((work / "rows.json").read_text())
     rows = [TokenizedExample(tuple(row["ids"]), tuple(row["trained"]), None, 0, i) for i, row in enumerate(raw)]
     network = load_network(MODEL, "generation")
     if method == "lora":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            adopt_lora(network, PeftModel.from_pretrained(network.model, work / "adapter", is_trainable=True))
+        adopt(network, work / "adapter")
     else:
         apply(network, method)
     settle_precision(network, kind)
-    plan = Plan(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, dtype=kind)
-    parameters = trainable(network)
     if memory == "low":
         checkpoint_blocks(network)
-    optimizer = make_optimizer(parameters, LEARNING_RATE, 0.0, "adamw_8bit" if memory == "low" else "adamw")
-    losses, times, seen = [], [time.perf_counter()], hashlib.sha256()
+    optim: Any = "adamw_8bit" if memory == "low" else "adamw"
+    plan = Plan(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, dtype=kind, optim=optim)
+    record = Record()
+    record.tick()
     with cached_prefix(network, rows, kind, quiet=True) if method == "last-layers" else nullcontext():
-        network.model.train()
-        for step, chosen in enumerate(batches(len(rows), method)):
-            batch = pack([rows[index] for index in chosen], share=True)
-            losses.append(take_step(network, [batch], parameters, optimizer, plan, step).loss)
-            times.append(time.perf_counter())
-            note_seen(seen, [(rows[index].input_ids, rows[index].trained) for index in chosen])
-    return measured(method, raw, losses, times, seen.hexdigest())
+        given = ([rows[index] for index in chosen] for chosen in batches(len(rows), method))
+        train(network, given, plan, record, lambda row: (row.input_ids, row.trained))
+    return measured(method, raw, record)
 
 
 def run_trl(method: str, settings: dict[str, Any], work: Path) -> Result:
-    from datasets import Dataset
-    from datasets.utils import disable_progress_bars
-    from peer import TRL, Clock
-    from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from peer import train_sft
 
-    disable_progress_bars()
-    settings = dict(settings)
+    settings = {"per_device_train_batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE} | settings
+    if method == "last-layers":
+        settings["num_train_epochs"] = EPOCHS
     model = trl_model(method, getattr(torch, settings.pop("dtype", "float32")), work)
     raw = json.loads((work / "rows.json").read_text())
-    # The ids are given: TRL's own rendering would also train the line break after the stop token.
-    columns = [
-        {"input_ids": row["ids"], "labels": [i if t else -100 for i, t in zip(row["ids"], row["trained"], strict=True)]}
-        for row in raw
-    ]
-    losses, clock, seen = [], Clock(), hashlib.sha256()
-
-    class Recorded(SFTTrainer):  # type: ignore[misc]
-        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-            note_seen(seen, rows_of(inputs))
-            loss = super().training_step(model, inputs, *args, **kwargs)
-            losses.append(loss.item())
-            return loss
-
-    config = SFTConfig(
-        output_dir=str(work / "trl"),
-        per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        **TRL | ({"num_train_epochs": EPOCHS} if method == "last-layers" else {}) | settings,
-    )
-    Recorded(
-        model=model,
-        args=config,
-        train_dataset=Dataset.from_list(columns),
-        processing_class=AutoTokenizer.from_pretrained(json.loads((work / "model.json").read_text())),
-        callbacks=[clock],
-    ).train()
-    return measured(method, raw, losses, clock.times, seen.hexdigest())
+    folder = json.loads((work / "model.json").read_text())
+    return measured(method, raw, train_sft(model, raw, folder, settings, work))
 
 
 def trl_model(method: str, dtype: torch.dtype, work: Path) -> Any:
@@ -165,14 +123,12 @@ def trl_model(method: str, dtype: torch.dtype, work: Path) -> Any:
     return model
 
 
-def measured(method: str, raw: list[dict[str, Any]], losses: list[float], times: list[float], seen: str) -> Result:
+def measured(method: str, raw: list[dict[str, Any]], record: Record) -> Result:
     """Real tokens, no padding, and the seconds from the end of step WARM, or of a whole training, to its end."""
-    from tunesmith.runtime import peak_memory
-
     warm = 0 if method == "last-layers" else WARM
     steps = list(batches(len(raw), method))[warm:]
     tokens = sum(len(raw[index]["ids"]) for chosen in steps for index in chosen)
-    return Result(losses, tokens, times[-1] - times[warm], peak_memory(torch.device("cpu")), seen)
+    return record.result(tokens, warm, torch.device("cpu"))
 
 
 def make_rows(count: int) -> Any:
@@ -191,23 +147,6 @@ def make_rows(count: int) -> Any:
         turns = (Message("user", f"{context}\n\n{first[-2].content}"), Message("assistant", answer))
         rows.append(Conversation(turns, Origin("construction-faq", number)))
     return Examples("generation", tuple(rows), (), "", "")
-
-
-def rows_of(inputs: dict[str, Any]) -> list[tuple[list[int], list[bool]]]:
-    """The rows in a collated batch of TRL's, padded or laid end to end, as ids and trained positions."""
-    ids, labels = inputs["input_ids"], inputs["labels"]
-    if "attention_mask" in inputs:
-        real = [inputs["attention_mask"][row].bool() for row in range(len(ids))]
-        pairs = [(ids[row][keep], labels[row][keep]) for row, keep in enumerate(real)]
-    else:
-        starts = (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
-        ends = [*starts[1:], ids.shape[1]]
-        pairs = [(ids[0, a:b], labels[0, a:b]) for a, b in zip(starts, ends, strict=True)]
-    return [(row_T.tolist(), (label_T != -100).tolist()) for row_T, label_T in pairs]
-
-
-def note_seen(digest: Any, rows: Any) -> None:
-    digest.update(json.dumps([[list(ids), list(trained)] for ids, trained in rows]).encode())
 
 
 NO_CKPT = {"gradient_checkpointing": False}
