@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tunesmith.config import MEMORY_DIALS, MEMORY_PARTS, CompareConfig, TuneConfig
+from tunesmith.config import MEMORY_DIALS, MEMORY_PARTS, CompareConfig, PlanConfig, TuneConfig
 from tunesmith.errors import InputError
+from tunesmith.methods.table import METHODS
 
 BASE = {"model": "m", "data": "d"}
 
@@ -42,3 +43,8 @@ def test_a_dial_that_is_turned_moves_what_an_earlier_file_has(tmp_path: Path) ->
     assert not TuneConfig.read(file, {}).gradient_checkpointing
     file.write_text("model: m\ndata: d\nmemory: low\nactivation_checkpointing: false\n")
     assert not TuneConfig.read(file, {}).gradient_checkpointing, "the file's own dial does not beat the file's own part"
+
+
+def test_a_plan_is_for_every_method() -> None:
+    """The schema lies below the table and cannot read it."""
+    assert set(PlanConfig.model_fields["methods"].default) == set(METHODS)

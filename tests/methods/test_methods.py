@@ -162,6 +162,8 @@ def test_norms_need_no_matrix() -> None:
     w, a, b = (torch.randn(*shape, generator=generator) for shape in ((30, 50), (4, 50), (30, 4)))
     textbook = torch.linalg.norm(w.double() + 0.7 * b.double() @ a.double(), dim=1)
     torch.testing.assert_close(find_norms(w, a, b, 0.7).double(), textbook, rtol=1e-6, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(find_norms(w, a, b, 0.7).double(), textbook, rtol=1e-6, atol=0)
     # A row that the update cancels: the sum of three terms must not fall below zero.
     assert find_norms(b @ a * -0.7, a, b, 0.7).max() < 0.02
 

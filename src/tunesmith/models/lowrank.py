@@ -86,10 +86,11 @@ def _is_ours(layer: LoraLinear) -> bool:
 def find_norms(w_OI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scaling: float) -> torch.Tensor:
     """Norms (O,) of the rows of W + s B A in float32, from |w|^2 + 2 s b.(A w) + s^2 b.(A A^T b), which needs no
     matrix of its size. No gradient flows through them (Liu et al. 2024, arXiv 2402.09353, section 4.3)."""
-    a_RI, b_OR = a_RI.float(), b_OR.float()
-    own_O = torch.linalg.vector_norm(w_OI, dim=1, dtype=torch.float32).square()
-    mixed_O = ((w_OI.to(a_RI.dtype) @ a_RI.T) * b_OR).sum(1)
-    added_O = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).sum(1)
+    w_OI, a_RI, b_OR = w_OI.float(), a_RI.float(), b_OR.float()
+    with torch.autocast(w_OI.device.type, enabled=False):  # it would multiply in bfloat16
+        own_O = torch.linalg.vector_norm(w_OI, dim=1).square()
+        mixed_O = ((w_OI @ a_RI.T) * b_OR).sum(1)
+        added_O = ((b_OR @ (a_RI @ a_RI.T)) * b_OR).sum(1)
     return (own_O + 2 * scaling * mixed_O + scaling**2 * added_O).clamp_min_(0).sqrt_()
 
 
