@@ -26,7 +26,7 @@ LEVELS = (
     ("reward",),
     ("feedback",),
     ("evaluation",),
-    ("planning",),
+    ("planning", "checking"),
     ("tuning", "pretrain"),
     ("forecasting",),
     ("runs",),

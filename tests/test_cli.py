@@ -159,14 +159,13 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path, capsys: pytest.
 def test_chat_streams_an_answer(
     decoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = iter(["w5 w6", "/new", "w7", "w8 </s> w9", "w8 " * 70, "/quit"])
+    said = iter(["w5 w6", "/new", "w7", "/new", "w8 </s> w9", "w8 " * 70, "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(said))
     assert cli.run(["chat", str(decoder), "--max-new-tokens", "4"]) == 0
     shown = capsys.readouterr()
     answers = shown.out.strip("\n").split("\n")
-    assert len(answers) == 2
+    assert len(answers) == 3, "a control token in a question is only letters"
     assert all(answer for answer in answers)
-    assert "the user's text holds the control token </s>" in shown.err
     assert "takes 64 in all" in shown.err
 
 

@@ -24,11 +24,21 @@ from rich.console import Console
 from rich.table import Table
 
 from tunesmith import assets
-from tunesmith.config import ALIASES, SWITCH, CompareConfig, Config, PlanConfig, TuneConfig, split_mapping
+from tunesmith.config import (
+    ALIASES,
+    SWITCH,
+    CheckConfig,
+    CompareConfig,
+    Config,
+    PlanConfig,
+    TokensConfig,
+    TuneConfig,
+    split_mapping,
+)
 from tunesmith.errors import InputError
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
-from tunesmith.tables import comparison_table, plan_table
+from tunesmith.tables import comparison_table, plan_table, proof_lines, report_lines, token_lines
 from tunesmith.terminal import describe_bytes, describe_seconds
 
 app = App(
@@ -45,17 +55,19 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the r
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="YAML file with any of these keys.")]
 
 
-def flags_of(schema: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def flags_of(schema: type[Config]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Gives a command one flag per key of a schema, in place of its `**settings`.
 
     Values go to the schema as they were typed: there is one place that checks them, for files and
     flags alike.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters.values()
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
         parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
         for name, field in schema.model_fields.items():
+            if name == "data" and any(parameter.name == "source" for parameter in own):
+                continue  # stands by itself
             kind: Any = bool if field.annotation is bool and SWITCH not in field.metadata else str
             default = "" if field.is_required() or field.default in (None, False) else f" [default: {field.default}]"
             if isinstance(field.default, tuple):
@@ -122,6 +134,49 @@ def plan(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
         if forecast.advice:
             out.print(f"{forecast.method}: {forecast.advice}", markup=False, soft_wrap=True)
     out.print(forecasts[0].basis, markup=False, soft_wrap=True)
+
+
+data = App(name="data", help="Look at data before anything is trained on it.")
+app.command(data)
+
+
+@data.command(name="check")
+@flags_of(CheckConfig)
+def data_check(source: str, /, *, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> int:
+    """Look for faults: duplicates, leaks, wrong labels, damage, secrets. The exit code is 2 when there are errors."""
+    from tunesmith.checking import check_data
+
+    checked = check_data(CheckConfig.read(config, {"data": source, **given(settings)}))
+    if as_json:
+        print_json({**checked.report.to_plain(), "written": checked.written})
+    else:
+        for line in report_lines(checked.report):
+            out.print(line, soft_wrap=True)
+        for path in checked.written:
+            out.print(f"written  {path}", markup=False)
+    return 2 if checked.report.count("error") else 0
+
+
+@data.command(name="tokens")
+@flags_of(TokensConfig)
+def data_tokens(source: str, /, *, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Show the very tokens that would be trained: trained, context only, special, cut."""
+    from tunesmith.checking import show_tokens
+    from tunesmith.data.view import write_view
+
+    settled = TokensConfig.read(config, {"data": source, **given(settings)})
+    shown = show_tokens(settled)
+    if settled.output is not None:
+        write_view(settled.output, settled.model, settled.data, shown.proof, shown.rows)
+    if as_json:
+        return print_json({"proof": shown.proof, "rows": shown.rows})
+    for row in shown.rows:
+        for line in token_lines(row, settled.ids, out.is_terminal and out.color_system is not None):
+            out.print(line, soft_wrap=True)
+        out.print()
+    out.print("\n".join(proof_lines(shown.proof)), markup=False, soft_wrap=True)
+    if settled.output is not None:
+        out.print(f"written  {settled.output}", markup=False)
 
 
 @app.command

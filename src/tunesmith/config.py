@@ -133,22 +133,57 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-class DataConfig(Config):
-    """What is learned from, and how it is divided."""
+class SourceConfig(Config):
+    """Where rows come from, and what they are."""
 
-    model: str = Field(description="Model: a catalogue name, a folder, or a hub name.")
-    data: str = Field(description="Data: a CSV, TSV or JSONL file, a catalogue name, or a hub name.")
+    data: str = Field(description="Data: files, a folder, a pattern in quotes, a catalogue name, or a hub name.")
     task: Task | None = Field(None, description="Task; recognised from the columns when not given.")
     columns: Annotated[dict[str, str], BeforeValidator(split_mapping)] = Field(
-        default_factory=dict, description="Which column is what, for example text=review,label=stars."
+        default_factory=dict,
+        description="Which column is what, for example text=review,label=stars; group=... and time=... for the split.",
+    )
+    encoding: str | None = Field(None, description="Encoding of the data files, when they are not UTF-8.")
+    bad_rows: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="Rows that cannot be used: refuse the file, or write them to NAME.rejects.jsonl and go on.",
+    )
+    too_long: Literal["refuse", "cut", "skip"] = Field(
+        "refuse",
+        description="Conversations over max_length: refuse, cut what stands before the last answer, or leave them out.",
     )
     eval_data: str | None = Field(None, description="A separate test file; else a part of the data is held out.")
-    max_train_samples: int | None = Field(None, gt=0, description="Use at most so many training rows.")
-    max_validation_samples: int | None = Field(None, gt=0, description="Use at most so many validation rows.")
-    max_test_samples: int | None = Field(None, gt=0, description="Use at most so many test rows.")
     max_length: int | None = Field(
         None, gt=1, description="Longest row in tokens; the model's own limit when not given."
     )
+
+
+class CheckConfig(SourceConfig):
+    """Faults of a data set, looked for before anything is trained."""
+
+    model: str | None = Field(None, description="Also count tokens as this model's tokenizer does.")
+    label_errors: Switch = Field(True, description="Look for labels that are probably wrong; trains small classifiers.")
+    fix: bool = Field(False, description="Write NAME.clean without duplicates and leaked rows, and NAME.removed.jsonl.")
+    output: Path | None = Field(None, description="Also write the report as an HTML page to this file.")
+
+
+class TokensConfig(SourceConfig):
+    """The very tokens that would be trained."""
+
+    model: str = Field(description="Model: a catalogue name, a folder, or a hub name.")
+    rows: int = Field(3, gt=0, description="How many rows are shown.")
+    first: int = Field(1, gt=0, description="The row to begin with, counted from 1.")
+    ids: bool = Field(False, description="Show each token's id too.")
+    output: Path | None = Field(None, description="Also write an HTML page to this file.")
+
+
+class DataConfig(SourceConfig):
+    """What is learned from, and how it is divided."""
+
+    model: str = Field(description="Model: a catalogue name, a folder, or a hub name.")
+    max_train_samples: int | None = Field(None, gt=0, description="Use at most so many training rows.")
+    max_validation_samples: int | None = Field(None, gt=0, description="Use at most so many validation rows.")
+    max_test_samples: int | None = Field(None, gt=0, description="Use at most so many test rows.")
+    check: Switch = Field(True, description="Look for faults of the data first: duplicates, leaks, damage.")
     seed: int = Field(0, ge=0, description="Seed of the split, the order of rows, new weights and dropout.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     precision: Literal["auto", "bf16", "fp32"] = Field(

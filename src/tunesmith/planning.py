@@ -42,7 +42,7 @@ def plan(config: PlanConfig, parts: Split | None = None) -> list[Forecast]:
         tuning = TuneConfig(**keys | {"method": method.name})
         limit = find_max_length(tuning)
         if limit not in read:
-            read[limit], _ = read_rows(tuning, parts)
+            read[limit] = Rows(*read_rows(tuning, parts)[:2])
         rows = read[limit]
         try:
             one = foresee(tuning, method, parts.train, rows, make_plan(tuning, 1.0, target.device, dtype), target)

@@ -6,14 +6,17 @@ judged by the loss, P virtual (prompt) tokens put before each row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # records are read by commands that must start quickly
     import torch
 
-Task = Literal["classification", "regression", "generation"]
+Task = Literal[
+    "classification", "regression", "generation", "multi-label", "token-classification", "ranking", "judgement", "text"
+]
+# What a run can be trained for; the others are read and checked.
 TASKS: tuple[Task, ...] = ("classification", "regression", "generation")
 
 
@@ -38,56 +41,106 @@ class RawRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A text with its class name (classification) or its score (regression)."""
+    """A text with its class name (classification), its score (regression) or all its class names (multi-label)."""
 
     text: str
-    target: str | float
+    target: str | float | tuple[str, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedWords:
+    """Words with one tag each (token classification)."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
     origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `role` is "system", "user" or "assistant"."""
+    """One turn. `role` is "system", "user", "assistant" or "tool". `more` is a JSON object with what else the turn
+    has for the chat template (tool_calls, tool_call_id, name), empty when nothing."""
 
     role: str
     content: str
+    more: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order; the last one is the assistant's and every assistant turn is trained."""
+    """Turns in order; the last one is the assistant's and every assistant turn is trained.
+
+    `tools` is a JSON list of the functions that may be called, as templates take it; empty when there are none.
+    """
 
     messages: tuple[Message, ...]
     origin: Origin
+    tools: str = ""
 
 
-Example = LabelledText | Conversation
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Answers to one prompt, best first. `ranks` rise from 1; equal ranks are a tie."""
+
+    prompt: tuple[Message, ...]
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """An answer that was found good or bad by itself."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    is_good: bool
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A text to go on with, word by word."""
+
+    text: str
+    origin: Origin
+
+
+Example = LabelledText | TaggedWords | Conversation | Ranking | Judgement | PlainText
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
     """Rows of one task.
 
-    `class_names` is sorted and gives the class ids (empty unless the task is classification).
-    `recognised` says in words which format was found and why. `fingerprint` is a sha256 over the
-    rows' content.
+    `rows` may lie in a file: a row is made when it is asked for. `class_names` is sorted and gives the
+    class ids (empty unless the task has classes). `recognised` says in words which format was found and
+    why. `fingerprint` is a sha256 over the rows' content. `groups` and `times` say, where they were asked
+    for, what each row belongs to and when it was made.
     """
 
     task: Task
-    rows: tuple[Example, ...]
+    rows: Sequence[Example]
     class_names: tuple[str, ...]
     recognised: str
     fingerprint: str
+    groups: Sequence[str] = ()
+    times: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Three disjoint parts of one data set; no text stands in two of them."""
+    """Three disjoint parts of one data set; no text stands in two of them, nor nearly the same one.
+
+    `note` says how it was divided, `checked` what was found in the data before.
+    """
 
     train: Examples
     validation: Examples
     test: Examples
     note: str = ""
+    checked: str = ""
 
 
 @dataclass(frozen=True, slots=True)

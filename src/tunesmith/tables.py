@@ -6,11 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from tunesmith.terminal import describe_bytes, describe_seconds
 
 if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should come at once
+    from tunesmith.data.quality.report import Report
+    from tunesmith.data.signal import Proof
+    from tunesmith.data.view import ShownRow
     from tunesmith.train.plan import Forecast
+
+SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+KIND_STYLES = {"trained": "bold green", "trained special": "bold black on green", "special": "cyan", "context": "dim"}
+FINDING_ROWS = 3  # of each finding in the terminal; the page and --json have more
 
 
 def plan_table(forecasts: Sequence[Forecast]) -> Table:
@@ -87,3 +95,64 @@ def interval_text(interval: Mapping[str, float | None] | None) -> str:
         return "-" if not known else f"{known[0]:.3f}"
     value, low, high = known
     return f"{value:.3f} ±{(high - low) / 2:.3f}"
+
+
+def report_lines(report: Report) -> list[Text]:
+    """Findings, worst first: what, how to mend it, and the first rows of each."""
+    lines = [Text(report.card["recognised"])]
+    for finding in report.findings:
+        line = Text.assemble((f"{finding.severity:<8}", SEVERITY_STYLES[finding.severity]), (finding.check, "bold"))
+        lines += [Text(), line.append(f": {finding.summary}"), Text(f"        {finding.mend}.", style="italic")]
+        for row in finding.shown[:FINDING_ROWS]:
+            why = f"  [{row.why}]" if row.why else ""
+            lines.append(
+                Text.assemble("        ", (f"{row.origin}  " if row.origin else "", "dim"), row.excerpt, (why, "dim"))
+            )
+    if not report.findings:
+        lines += [Text(), Text("nothing was found", style="green")]
+    counts = ", ".join(f"{report.count(severity):,} {severity}s" for severity in SEVERITY_STYLES)
+    return [*lines, Text(), Text(counts, style="bold")]
+
+
+def token_lines(row: ShownRow, with_ids: bool, is_coloured: bool) -> list[Text]:
+    """One row of data as its tokens; without colours trained ones stand in brackets."""
+    title = Text(f"{row.origin}  ", style="bold")
+    if row.target:
+        title.append(f"-> {row.target}  ")
+    title.append(f"{row.num_tokens:,} tokens", style="dim")
+    if row.num_trained:
+        title.append(f", {row.num_trained:,} trained", style="dim")
+    if row.num_cut:
+        title.append(f", {row.num_cut:,} more cut off", style="red")
+    body = Text()
+    for piece in row.pieces:
+        trained = piece.kind.startswith("trained")
+        shown = piece.text.replace("\n", "⏎\n")
+        body.append(f"[{shown}]" if trained and not is_coloured else shown, style=KIND_STYLES[piece.kind])
+        if with_ids:
+            body.append("".join(f"·{token}" for token in piece.ids) + " ", style="dim")
+    return [title, body]
+
+
+def proof_lines(proof: Proof) -> list[str]:
+    """What the rows teach, in lines of a name and what it is."""
+    signal = proof.signal
+    context = signal.num_tokens - signal.num_trained
+    lines = [
+        f"rows      {signal.num_rows:,}"
+        + (f", {proof.num_left_out:,} too long and left out" * bool(proof.num_left_out))
+    ]
+    if signal.num_trained:
+        lines += [
+            f"trained   {signal.num_trained:,} tokens ({signal.num_trained / signal.num_tokens:.0%})",
+            f"context   {context:,} tokens",
+            f"stop      trained in {proof.num_stopped:,} of {signal.num_rows:,} rows",
+        ]
+    else:
+        lines.append(f"tokens    {signal.num_tokens:,}")
+    lines.append(f"cut       {signal.num_cut_tokens:,} tokens in {signal.num_cut_rows:,} rows")
+    if proof.num_idle:
+        lines.append(f"nothing to train in {proof.num_idle:,} rows: {', '.join(proof.idle)}")
+    lines.append("longest   " + ", ".join(f"{origin} ({length:,})" for origin, length in proof.longest))
+    lines.append(f"packing   no padding; a padded batch would hold {proof.padding:.0%} of it")
+    return [*lines, *([f"note      {proof.note}"] if proof.note else [])]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +20,13 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
+from tunesmith.config import MEMORY_PARTS, DataConfig, SourceConfig, TrainingConfig, TuneConfig
 from tunesmith.data import sources
+from tunesmith.data.quality.report import check
+from tunesmith.data.signal import Proof, prove, refuse_broken
 from tunesmith.data.split import split, split_given, take
-from tunesmith.data.tokenize import Signal, measure, tokenize
+from tunesmith.data.tokenize import tokenize
+from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
 from tunesmith.forecasting import Target, foresee
 from tunesmith.methods.table import Method, default_learning_rate, find_method, put_under
@@ -37,7 +40,7 @@ from tunesmith.models.load import (
     resolve_model,
 )
 from tunesmith.models.prefix import cached_prefix
-from tunesmith.records import Examples, Split, TokenizedExample
+from tunesmith.records import TASKS, Examples, Split, Task, TokenizedExample
 from tunesmith.runs.folder import CHECKPOINTS, FROZEN, MANIFEST, METRICS, how_to_go_on, locked
 from tunesmith.runs.inputs import describe_inputs
 from tunesmith.runs.place import Place, begin, choose_place
@@ -75,25 +78,47 @@ class Prepared:
     network: Network
     method: Method
     split: Split
-    train: list[TokenizedExample]
-    validation: list[TokenizedExample]
+    train: TokenRows
+    validation: TokenRows
     plan: Plan
-    signal: Signal
+    signal: Proof
     forecast: Forecast | None
 
 
 def load_split(config: DataConfig) -> Split:
-    """The data of a configuration, recognised, divided and cut to size."""
-    return split_examples(sources.load(config.data, config.task, config.columns), config)
+    """The data of a configuration, recognised, divided and cut to size.
+
+    Raises:
+        InputError: data that cannot be used, or that no run can be trained for.
+    """
+    examples = load_examples(config, config.data, config.task)
+    if examples.task not in TASKS:
+        raise InputError(
+            f"the data is for {examples.task} ({examples.recognised}); a run is trained for {', '.join(TASKS)}. "
+            "`tunesmith data check` reads it all the same"
+        )
+    return split_examples(examples, config, quiet=False)
 
 
-def split_examples(examples: Examples, config: DataConfig) -> Split:
-    """Examples divided and cut to size as the configuration says."""
+def load_examples(config: SourceConfig, data: str, task: Task | None) -> Examples:
+    """Rows as a configuration asks for them.
+
+    Raises:
+        InputError: nothing found under that name, or rows that cannot be used.
+    """
+    rejects = Path(f"{Path(data).stem}.rejects.jsonl") if config.bad_rows == "skip" else None
+    return sources.load(data, task, config.columns, config.encoding, rejects)
+
+
+def split_examples(examples: Examples, config: DataConfig, quiet: bool = True) -> Split:
+    """Examples looked at, divided and cut to size as the configuration says."""
+    report = check(examples, with_labels=False, quiet=quiet) if config.check else None
+    clusters = report.clusters if report is not None else None
     if config.eval_data is not None:
-        test = sources.load(config.eval_data, examples.task, config.columns)
-        parts = split_given(examples, test, config.seed)
+        test = load_examples(config, config.eval_data, examples.task)
+        parts = split_given(examples, test, config.seed, clusters=clusters)
     else:
-        parts = split(examples, config.seed)
+        parts = split(examples, config.seed, clusters=clusters)
     taken = [
         take(parts.train, config.max_train_samples, config.seed),
         take(parts.validation, config.max_validation_samples, config.seed),
@@ -103,7 +128,8 @@ def split_examples(examples: Examples, config: DataConfig) -> Split:
         f"{name} {len(part.rows):,}" for name, part in zip(("train", "validation", "test"), taken, strict=True)
     )
     cut = taken != [parts.train, parts.validation, parts.test]
-    return Split(taken[0], taken[1], taken[2], f"{parts.note}; used: {used}" if cut else parts.note)
+    note = f"{parts.note}; used: {used}" if cut else parts.note
+    return Split(taken[0], taken[1], taken[2], note, report.brief(config.data) if report is not None else "")
 
 
 def tune(
@@ -165,14 +191,14 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
     start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network)))
     log = MetricsLog(folder / METRICS, how_to_go_on(folder))
     try:
-        origins = [str(row.origin) for row in prepared.split.train.rows]
+        examples, indices = prepared.split.train.rows, prepared.train.examples
         watch = Watch(
             evaluate=_validator(prepared),
             log=log,
             checkpoints=folder / CHECKPOINTS,
             label=prepared.method.name,
             quiet=quiet,
-            name_row=origins.__getitem__,
+            name_row=lambda row: str(examples[indices[row]].origin),
             mend=how_to_go_on(folder),
         )
         with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet, states or folder / FROZEN):
@@ -199,28 +225,30 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     task = parts.train.task
-    rows, signal = read_rows(config, parts)
-    forecast = _foresee(config, method, parts, rows, device, dtype) if planned else None
+    train, validation, signal = read_rows(config, parts)
+    forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
     put_under(network, method, config, dtype, partial(move, device=device))
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     plan = make_plan(config, learning_rate, device, dtype)
-    return Prepared(network, method, parts, rows.train, rows.validation, plan, signal, forecast)
+    return Prepared(network, method, parts, train, validation, plan, signal, forecast)
 
 
-def read_rows(config: TrainingConfig, parts: Split) -> tuple[Rows, Signal]:
-    """Training and validation rows as ids, and what the former train.
+def read_rows(config: TrainingConfig, parts: Split) -> tuple[TokenRows, TokenRows, Proof]:
+    """Training and validation rows as ids, and the proof of what the former train.
 
     Raises:
         InputError: rows that are too long, or that teach nothing.
     """
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, parts.train.task)
     max_length = find_max_length(config)
-    rows = Rows(*(tokenize(part, tokenizer, max_length) for part in (parts.train, parts.validation)))
-    signal = measure(rows.train)
-    _check_signal(signal, parts.train, rows.train)
-    return rows, signal
+    train, validation = (
+        tokenize(part, tokenizer, max_length, config.too_long, quiet=False) for part in (parts.train, parts.validation)
+    )
+    proof = prove(train, parts.train, tokenizer)
+    refuse_broken(proof)
+    return train, validation, proof
 
 
 def _foresee(
@@ -237,10 +265,7 @@ def _foresee(
 
 def find_max_length(config: DataConfig) -> int:
     """The longest row in tokens: the model's limit, less what virtual tokens take, or what is asked for."""
-    model_config = load_config(resolve_model(config.model), config.model)
-    limit = int(getattr(model_config, "max_position_embeddings", 0) or 2048)
-    if model_config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limit -= 2  # positions start after the padding index
+    limit = longest_row(config.model)
     if isinstance(config, TuneConfig) and config.method == "prompt":
         limit -= config.num_virtual_tokens
     if config.max_length is None:
@@ -248,6 +273,14 @@ def find_max_length(config: DataConfig) -> int:
     if config.max_length > limit:
         raise InputError(f"max_length is {config.max_length}, but '{config.model}' takes at most {limit} tokens")
     return config.max_length
+
+
+def longest_row(model: str) -> int:
+    """How many tokens a model takes."""
+    model_config = load_config(resolve_model(model), model)
+    limit = int(getattr(model_config, "max_position_embeddings", 0) or 2048)
+    # positions start after the padding index
+    return limit - 2 if model_config.model_type in ("roberta", "xlm-roberta", "camembert") else limit
 
 
 def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device, dtype: torch.dtype) -> Plan:
@@ -274,16 +307,6 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
     )
 
 
-def _check_signal(signal: Signal, examples: Examples, rows: list[TokenizedExample]) -> None:
-    """A row that teaches nothing is a mistake in the data or the template, never a choice."""
-    if examples.task != "generation":
-        return
-    idle = [str(examples.rows[row.row].origin) for row in rows if not row.num_trained]
-    if idle:
-        shown = ", ".join(idle[:20])
-        raise InputError(f"{len(idle):,} of {signal.num_rows:,} rows have no token to train: {shown}")
-
-
 def _validator(prepared: Prepared) -> Callable[[], Mapping[str, float]]:
     def run() -> Mapping[str, float]:
         outputs = validate(prepared.network, prepared.validation, prepared.plan.dtype)
@@ -295,7 +318,7 @@ def _validator(prepared: Prepared) -> Callable[[], Mapping[str, float]]:
     return run
 
 
-def _accuracy(outputs: RowOutputs, rows: list[TokenizedExample]) -> float:
+def _accuracy(outputs: RowOutputs, rows: Sequence[TokenizedExample]) -> float:
     return float((outputs.logits.argmax(1) == [row.target for row in rows]).mean())
 
 
@@ -309,6 +332,8 @@ def _announce(prepared: Prepared, config: TuneConfig, brief: bool) -> None:
         return say(f"{prepared.method.name}: {method}")
     machine = describe_machine(prepared.plan.device, prepared.plan.dtype)
     say(f"data     {prepared.split.train.recognised}")
+    if prepared.split.checked:
+        say(f"check    {prepared.split.checked}")
     if prepared.split.note:
         say(f"split    {prepared.split.note}")
     say(f"signal   {prepared.signal}")

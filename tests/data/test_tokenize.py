@@ -111,9 +111,6 @@ def test_what_cannot_be_followed_is_refused() -> None:
     with pytest.raises(InputError, match=r"<rows>:1: the chat template rewrites what stands before turn 4"):
         tokenize(sources.load(conversation(*TWO_TURNS[1:])), made, 10_000)
     made = byte_tokenizer(CHATML)
-    bad = conversation(("user", "end<|im_end|>now"), ("assistant", "a"))
-    with pytest.raises(InputError, match=r"<rows>:1: the user's text holds the control token <\|im_end\|>"):
-        tokenize(sources.load(bad), made, 10_000)
     with pytest.raises(InputError, match=r"1 of 1 rows are longer than 20 tokens and an answer is never cut"):
         tokenize(sources.load(conversation(*TWO_TURNS)), made, 20)
 
@@ -124,7 +121,7 @@ def test_long_texts_lose_their_end_and_it_is_counted() -> None:
     first, second = tokenize(rows, made, 4)
     assert first.input_ids == (1, 5, 6, 2)
     assert (first.num_cut, second.num_cut) == (2, 0)
-    assert "1 rows cut at the end by 2 tokens" in str(measure([first, second]))
+    assert "1 rows cut by 2 tokens" in str(measure([first, second]))
     assert (first.target, second.target) == (0, 1)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import unicodedata
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
 
-from tunesmith.data.formats import fingerprint
+from tunesmith.data.quality.similar import Clusters, Sketches, cluster, find_leaks
+from tunesmith.data.store import Subset
 from tunesmith.errors import InputError
-from tunesmith.records import Conversation, Example, Examples, LabelledText, Split
+from tunesmith.records import Conversation, Example, Examples, LabelledText, PlainText, Split, TaggedWords
 
 FRACTIONS = (0.8, 0.1, 0.1)
 PARTS = ("train", "validation", "test")
@@ -18,15 +22,27 @@ PARTS = ("train", "validation", "test")
 SCORE_BINS = 10
 
 
-def split(examples: Examples, seed: int, fractions: tuple[float, float, float] = FRACTIONS) -> Split:
-    """Divides rows by `fractions`.
+def split(
+    examples: Examples,
+    seed: int,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    clusters: Clusters | None = None,
+) -> Split:
+    """Divides rows by `fractions`: by time where rows have one (the latest are the test), else at random.
 
-    Rows with the same text (letter case, white space and Unicode form aside) stay together.
+    Rows with the same text (letter case, white space and Unicode form aside), with nearly the same one, or of one
+    group stay together.
+
+    Args:
+        clusters: rows that say nearly the same; found here when not given.
 
     Raises:
         InputError: too few rows for three parts.
     """
-    parts = _divide(examples, seed, fractions)
+    groups = find_groups(examples, cluster(examples.rows) if clusters is None else clusters)
+    parts = (
+        _divide_by_time(examples, groups, fractions) if examples.times else _divide(examples, groups, seed, fractions)
+    )
     made = [_subset(examples, indices) for indices in parts]
     for name, part in zip(PARTS, made, strict=True):
         if not part.rows:
@@ -35,11 +51,20 @@ def split(examples: Examples, seed: int, fractions: tuple[float, float, float] =
                 f"{len(examples.rows)} rows are too few: divided into {wanted}, nothing is left for {name}. "
                 "Give more rows, or a test file of its own with --eval-data"
             )
-    return Split(made[0], made[1], made[2], _describe(examples, made))
+    return Split(made[0], made[1], made[2], _describe(examples, groups, made))
 
 
-def split_given(train: Examples, test: Examples, seed: int, validation_share: float = 0.1) -> Split:
-    """A test set that was given apart; training rows whose text stands in it are taken out.
+def split_given(
+    train: Examples,
+    test: Examples,
+    seed: int,
+    validation_share: float = 0.1,
+    clusters: Clusters | None = None,
+) -> Split:
+    """A test set that was given apart; training rows whose text stands in it, or nearly so, are taken out.
+
+    Args:
+        clusters: training rows that say nearly the same; found here when not given.
 
     Raises:
         InputError: the test set has another task, or classes that training does not have.
@@ -51,20 +76,23 @@ def split_given(train: Examples, test: Examples, seed: int, validation_share: fl
             raise InputError(
                 f"{row.origin}: label '{row.target}' is not among the training labels: {', '.join(train.class_names)}"
             )
-    seen = {normalise(row) for row in test.rows}
-    kept = [index for index, row in enumerate(train.rows) if normalise(row) not in seen]
+    clusters = cluster(train.rows) if clusters is None else clusters
+    seen = {key_of(row) for row in test.rows}
+    near = find_leaks(train.rows, Sketches.filled(train.rows), test.rows)
+    kept = [index for index, row in enumerate(train.rows) if key_of(row) not in seen and index not in near]
     if not kept:
         raise InputError("every training row stands in the test data too, so nothing is left to train on")
     rest = _subset(train, kept)
-    parts = _divide(rest, seed, (1 - validation_share, validation_share, 0.0))
+    groups = find_groups(rest, clusters.among(kept))
+    parts = _divide(rest, groups, seed, (1 - validation_share, validation_share, 0.0))
     made = [_subset(rest, indices) for indices in parts[:2]]
     if not made[1].rows or not made[0].rows:
         raise InputError(f"{len(kept)} training rows are too few to set some aside for validation")
     test = Examples(test.task, test.rows, train.class_names, test.recognised, test.fingerprint)
-    note = _describe(rest, [*made, test])
+    note = _describe(rest, groups, [*made, test])
     leaked = len(train.rows) - len(kept)
     if leaked:
-        note += f"; {leaked:,} training rows stood in the test data, taken out"
+        note += f"; {leaked:,} training rows stood in the test data or nearly so, taken out"
     return Split(made[0], made[1], test, note)
 
 
@@ -77,23 +105,47 @@ def take(examples: Examples, max_samples: int | None, seed: int) -> Examples:
 
 def normalise(row: Example) -> str:
     """What makes two rows the same question: the text, or all turns before the last answer."""
-    text = row.text if isinstance(row, LabelledText) else _before_answer(row)
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", _question_of(row)).casefold().split())
 
 
-def _before_answer(row: Conversation) -> str:
-    return "\x00".join(f"{turn.role}: {turn.content}" for turn in row.messages[:-1])
+def _question_of(row: Example) -> str:
+    if isinstance(row, LabelledText | PlainText):
+        return row.text
+    if isinstance(row, TaggedWords):
+        return " ".join(row.words)
+    turns = row.messages[:-1] if isinstance(row, Conversation) else row.prompt
+    return "\x00".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
-def _divide(examples: Examples, seed: int, fractions: tuple[float, float, float]) -> list[list[int]]:
-    """Row indices of each part: within a stratum, groups of equal texts go to the part that is
-    furthest behind its share; of two alike, to the smaller one so far."""
+def key_of(row: Example) -> bytes:
+    """Sixteen bytes that rows with equal `normalise` share: a million of them fit into memory."""
+    return hashlib.blake2b(normalise(row).encode(), digest_size=16).digest()
+
+
+def find_groups(examples: Examples, clusters: Clusters) -> list[list[int]]:
+    """Rows that must stay in one part, by their first one; a row alone is a group too."""
+    first: dict[object, int] = {}
+    for index, row in enumerate(examples.rows):
+        clusters.join(first.setdefault(key_of(row), index), index)
+    for index, group in enumerate(examples.groups):
+        clusters.join(first.setdefault(group, index), index)
+    found: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(examples.rows)):
+        found[clusters.find(index)].append(index)
+    return list(found.values())
+
+
+def _divide(
+    examples: Examples, groups: Sequence[list[int]], seed: int, fractions: tuple[float, float, float]
+) -> list[list[int]]:
+    """Row indices of each part: within a stratum, groups go to the part that is furthest behind its share; of two
+    alike, to the smaller one so far."""
     parts: list[list[int]] = [[] for _ in fractions]
-    for _, groups in sorted(_strata(examples).items()):
-        random.Random(f"{seed}/split").shuffle(groups)
+    for _, members in sorted(_strata(examples, groups).items()):
+        random.Random(f"{seed}/split").shuffle(members)
         sizes = [0] * len(fractions)
-        total = sum(len(group) for group in groups)
-        for group in groups:
+        total = sum(len(group) for group in members)
+        for group in members:
             need = [
                 (share * total - size, -len(part)) for share, size, part in zip(fractions, sizes, parts, strict=True)
             ]
@@ -103,22 +155,51 @@ def _divide(examples: Examples, seed: int, fractions: tuple[float, float, float]
     return [sorted(part) for part in parts]
 
 
-def _strata(examples: Examples) -> dict[str, list[list[int]]]:
-    """Groups of rows with equal text, by the stratum of their first row."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(examples.rows):
-        groups[normalise(row)].append(index)
+def _divide_by_time(
+    examples: Examples, groups: Sequence[list[int]], fractions: tuple[float, float, float]
+) -> list[list[int]]:
+    """The earliest rows to the first part, the latest to the last; a group stands where its latest row does."""
+    times = _read_times(examples)
+    parts: list[list[int]] = [[] for _ in fractions]
+    bounds = [sum(fractions[: at + 1]) * len(examples.rows) for at in range(len(fractions))]
+    done = 0
+    for group in sorted(groups, key=lambda group: max(times[index] for index in group)):
+        at = next((at for at, bound in enumerate(bounds) if done + len(group) / 2 <= bound), len(bounds) - 1)
+        parts[at] += group
+        done += len(group)
+    return [sorted(part) for part in parts]
+
+
+def _read_times(examples: Examples) -> list[float]:
+    """Numbers as they are, dates as ISO 8601 has them in seconds."""
+    found = []
+    for index, text in enumerate(examples.times):
+        try:
+            found.append(float(text))
+        except ValueError:
+            try:
+                found.append(datetime.fromisoformat(text).timestamp())
+            except ValueError as error:
+                raise InputError(
+                    f"{examples.rows[index].origin}: the time '{text}' is neither a number nor a date like "
+                    "2026-01-31 or 2026-01-31T23:59:00. Mend it, or split without a time"
+                ) from error
+    return found
+
+
+def _strata(examples: Examples, groups: Sequence[list[int]]) -> dict[str, list[list[int]]]:
+    """Groups by the stratum of their first row."""
     stratum_of = _stratum_of(examples)
     strata: dict[str, list[list[int]]] = defaultdict(list)
-    for group in groups.values():
+    for group in groups:
         strata[stratum_of[group[0]]].append(group)
     return strata
 
 
 def _stratum_of(examples: Examples) -> list[str]:
-    if examples.task == "generation":
+    if examples.task not in ("classification", "regression"):
         return [""] * len(examples.rows)
-    targets = [row.target for row in examples.rows if isinstance(row, LabelledText)]
+    targets: list[Any] = [row.target for row in examples.rows if isinstance(row, LabelledText)]
     if examples.task == "classification":
         return [str(target) for target in targets]
     scores = [float(target) for target in targets]
@@ -140,14 +221,15 @@ def _interleave(examples: Examples, seed: int) -> list[int]:
 
 
 def _subset(examples: Examples, indices: Sequence[int]) -> Examples:
-    rows = tuple(examples.rows[index] for index in indices)
-    return Examples(examples.task, rows, examples.class_names, examples.recognised, fingerprint(rows))
+    rows = Subset(examples.rows, indices)
+    return Examples(examples.task, rows, examples.class_names, examples.recognised, rows.fingerprint)
 
 
-def _describe(examples: Examples, parts: Iterable[Examples]) -> str:
+def _describe(examples: Examples, groups: Sequence[list[int]], parts: Iterable[Examples]) -> str:
     sizes = ", ".join(f"{name} {len(part.rows):,}" for name, part in zip(PARTS, parts, strict=True))
-    counts: dict[str, int] = defaultdict(int)
-    for row in examples.rows:
-        counts[normalise(row)] += 1
-    repeated = sum(count > 1 for count in counts.values())
-    return sizes + (f"; {repeated:,} texts stand more than once, each kept in one part" if repeated else "")
+    by = "; by time, the latest rows are the test" if examples.times else ""
+    together = sum(len(group) > 1 for group in groups)
+    if not together:
+        return sizes + by
+    what = "groups" if examples.groups else "texts stand more than once or nearly so, each"
+    return f"{sizes}{by}; {together:,} {what} kept in one part"

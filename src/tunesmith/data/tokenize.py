@@ -8,55 +8,189 @@ at inference the prompt stands alone, so training and inference see the same ids
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.data.problems import Problems
+from tunesmith.data.render import (
+    Dialogue,
+    Piece,
+    control_tokens,
+    has_marks,
+    mark_controls,
+    render,
+    split_marks,
+)
+from tunesmith.data.tokens import Signal, TokenRows, find_kept, keep, name_of
 from tunesmith.errors import InputError
-from tunesmith.records import Conversation, Examples, LabelledText, Message, TokenizedExample
+from tunesmith.records import Conversation, Example, Examples, LabelledText, Message, TokenizedExample
+from tunesmith.terminal import Bar
+
+ROWS_AT_ONCE = 256
+BAR_FROM = 20_000  # rows; fewer are done before anyone would look
+
+TooLong = Literal["refuse", "cut", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
-    """What a tokenized data set teaches, in rows and tokens."""
+class Ids:
+    """A row's ids, which of them are trained, and how many tokens were cut off."""
 
-    num_rows: int
-    num_tokens: int
-    num_trained: int
-    num_cut_rows: int
-    num_cut_tokens: int
-    longest: int
-
-    def __str__(self) -> str:
-        text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens, longest row {self.longest:,}"
-        if self.num_trained:
-            text += f"; {self.num_trained:,} tokens trained, {self.num_tokens - self.num_trained:,} context only"
-        if self.num_cut_rows:
-            text += f"; {self.num_cut_rows:,} rows cut at the end by {self.num_cut_tokens:,} tokens"
-        return text
+    ids: Sequence[int]
+    trained: Sequence[bool]
+    num_cut: int = 0
 
 
-def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[TokenizedExample]:
+def tokenize(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    too_long: TooLong = "refuse",
+    quiet: bool = True,
+) -> TokenRows:
     """Ids and trained places of every row, in order.
 
-    Labelled texts longer than `max_length` tokens lose their end, counted in `num_cut`. Conversations
-    are never cut: a row that does not fit is an error.
+    Labelled texts longer than `max_length` tokens lose their end, counted in `num_cut`. Of a conversation that
+    does not fit an answer is never cut: the row is refused, or loses the beginning of what stands before its
+    last answer ("cut"), or is left out ("skip").
 
     Raises:
-        InputError: rows that are too long, whose template cannot be followed, or that hold the
-            tokenizer's control tokens as text; each named by file and line.
+        InputError: rows that are too long, or whose template cannot be followed; each named by file and line.
     """
-    if examples.task == "generation":
-        return _tokenize_conversations(examples, tokenizer, max_length)
-    ids = {name: index for index, name in enumerate(examples.class_names)}
-    rows = [row for row in examples.rows if isinstance(row, LabelledText)]
-    targets = [ids[row.target] if isinstance(row.target, str) else row.target for row in rows]
-    encoded = encode_texts([row.text for row in rows], tokenizer, max_length)
-    return [
-        TokenizedExample(ids_T, (False,) * len(ids_T), target, num_cut, index)
-        for index, ((ids_T, num_cut), target) in enumerate(zip(encoded, targets, strict=True))
-    ]
+    name = name_of(examples, tokenizer, max_length, too_long)
+    rows = find_kept(examples, name)
+    if rows is not None:
+        return rows
+    rows = TokenRows()
+    encoder = _Encoder(tokenizer, max_length, too_long, {name: at for at, name in enumerate(examples.class_names)})
+    with Bar("tokens", len(examples.rows), quiet or len(examples.rows) < BAR_FROM) as bar:
+        for first, made in _in_chunks(examples.rows, encoder):
+            for index, (row, target) in enumerate(made, first):
+                if row is not None:
+                    rows.append(row.ids, row.trained, target, row.num_cut, index)
+            bar.advance(steps=len(made))
+    if encoder.problems.count:
+        encoder.refuse(len(examples.rows))
+    if not rows:
+        raise InputError(f"every row is longer than {max_length:,} tokens. Raise --max-length")
+    keep(rows, examples, name)
+    return rows
+
+
+Made = list[tuple[Ids | None, "int | float | None"]]
+
+
+def _in_chunks(rows: Sequence[Example], encoder: _Encoder) -> Iterator[tuple[int, Made]]:
+    """Chunks in order: while one is turned into ids by a thread of the tokenizer, the next one is rendered."""
+    before: tuple[int, Future[Made]] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            finish = encoder.begin([rows[index] for index in range(first, min(first + ROWS_AT_ONCE, len(rows)))])
+            if before is not None:
+                yield before[0], before[1].result()
+            before = first, thread.submit(finish)
+        if before is not None:
+            yield before[0], before[1].result()
+
+
+class _Encoder:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, too_long: TooLong, class_ids: dict[str, int]
+    ) -> None:
+        self._tokenizer, self._max_length, self._too_long = tokenizer, max_length, too_long
+        self._class_ids = class_ids
+        self._num_too_long = 0
+        self.problems = Problems()
+
+    def begin(self, rows: Sequence[Example]) -> Callable[[], Made]:
+        """Renders rows; what is returned turns them into ids."""
+        if isinstance(rows[0], LabelledText):
+            labelled = [row for row in rows if isinstance(row, LabelledText)]
+            return lambda: self._finish_labelled(labelled)
+        conversations = [row for row in rows if isinstance(row, Conversation)]
+        dialogues = [Dialogue(row.messages, row.tools) for row in conversations]
+        pieces = render_marked(dialogues, self._tokenizer)
+        return lambda: self._finish_conversations(conversations, pieces)
+
+    def _finish_labelled(self, rows: Sequence[LabelledText]) -> Made:
+        encoded = encode_texts([row.text for row in rows], self._tokenizer, self._max_length)
+        targets = [self._class_ids[row.target] if isinstance(row.target, str) else row.target for row in rows]
+        return [
+            (Ids(ids, (), num_cut), target if isinstance(target, int | float) else None)
+            for (ids, num_cut), target in zip(encoded, targets, strict=True)
+        ]
+
+    def _finish_conversations(self, rows: Sequence[Conversation], rendered: Sequence[list[Piece] | InputError]) -> Made:
+        good = [pieces for pieces in rendered if not isinstance(pieces, InputError)]
+        encoded = iter(encode_pieces(good, self._tokenizer))
+        made: Made = []
+        for row, pieces in zip(rows, rendered, strict=True):
+            if isinstance(pieces, InputError):
+                self.problems.add(row.origin, str(pieces))
+                made.append((None, None))
+            else:
+                made.append((self._fit(row, next(encoded)), None))
+        return made
+
+    def _fit(self, row: Conversation, ids: Ids) -> Ids | None:
+        if len(ids.ids) <= self._max_length:
+            return ids
+        if self._too_long == "skip":
+            return None
+        if self._too_long == "cut":
+            return self._shorten(row, ids)
+        self._num_too_long += 1
+        self.problems.add(row.origin, f"{len(ids.ids):,} tokens")
+        return None
+
+    def _shorten(self, row: Conversation, whole: Ids) -> Ids | None:
+        """Without its oldest exchanges, then without the beginning of the question to its last answer."""
+        start = 1 if row.messages[0].role == "system" else 0
+        questions = [number for number, turn in enumerate(row.messages) if turn.role == "user"]
+        for first in questions[1:]:
+            kept = self._encode(replace(row, messages=(*row.messages[:start], *row.messages[first:])))
+            if len(kept.ids) <= self._max_length:
+                return replace(kept, num_cut=len(whole.ids) - len(kept.ids))
+        turns = (*row.messages[:start], *row.messages[questions[-1] :])
+        low, high = 1, len(turns[start].content)  # how many characters are left out: the least that suffices
+        best: Ids | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            shorter = replace(turns[start], content=turns[start].content[middle:])
+            tried = self._encode(replace(row, messages=(*turns[:start], shorter, *turns[start + 1 :])))
+            if shorter.content.strip() and len(tried.ids) <= self._max_length:
+                best, high = tried, middle - 1
+            elif shorter.content.strip():
+                low = middle + 1
+            else:
+                high = middle - 1
+        if best is None:
+            self._num_too_long += 1
+            self.problems.add(
+                row.origin, f"{len(whole.ids):,} tokens, and what stands outside of its question is too long"
+            )
+            return None
+        return replace(best, num_cut=len(whole.ids) - len(best.ids))
+
+    def _encode(self, row: Conversation) -> Ids:
+        (pieces,) = render_marked([Dialogue(row.messages, row.tools)], self._tokenizer)
+        if isinstance(pieces, InputError):
+            raise InputError(f"{row.origin}: {pieces}")
+        return encode_pieces([pieces], self._tokenizer)[0]
+
+    def refuse(self, num_rows: int) -> None:
+        if self._num_too_long == self.problems.count:
+            shown = "\n  ".join(self.problems.shown)
+            raise InputError(
+                f"{self._num_too_long:,} of {num_rows:,} rows are longer than {self._max_length:,} tokens and an "
+                "answer is never cut silently. Raise --max-length, shorten these rows, cut the beginning of what "
+                f"stands before the answer with --too-long cut, or leave them out with --too-long skip:\n  {shown}"
+            )
+        self.problems.settle(f"{num_rows:,} rows")
 
 
 def encode_texts(
@@ -78,120 +212,84 @@ def encode_texts(
     return encoded
 
 
-def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def render_marked(dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerBase) -> list[list[Piece] | InputError]:
+    """Pieces in which control tokens of the users' texts are marks."""
+    controls = control_tokens(tokenizer)
+    return render([mark_controls(dialogue, controls) for dialogue in dialogues], tokenizer)
+
+
+def encode_pieces(rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+    """Ids of rendered conversations; each answer is trained up to and with its stop token."""
+    encoded = iter(_encode([piece.text for pieces in rows for piece in pieces], tokenizer))
+    special = set(tokenizer.all_special_ids)
+    made = []
+    for pieces in rows:
+        ids: list[int] = []
+        trained: list[bool] = []
+        for piece in pieces:
+            tokens = list(next(encoded))
+            num_taught = 0
+            if piece.is_answer:
+                stop = _last_special(tokens, special)
+                if stop is None and tokenizer.eos_token_id is not None:
+                    tokens.append(tokenizer.eos_token_id)
+                    stop = len(tokens) - 1
+                num_taught = len(tokens) if stop is None else stop + 1
+            ids += tokens
+            trained += [True] * num_taught + [False] * (len(tokens) - num_taught)
+        made.append(Ids(ids, trained))
+    return made
+
+
+def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of each text, without anything added; marks are the tokens of the words that they stand for."""
+    plain = [index for index, text in enumerate(texts) if not has_marks(text)]
+    found = _ids([texts[index] for index in plain], tokenizer)
+    made: list[list[int]] = [[]] * len(texts)
+    for index, ids in zip(plain, found, strict=True):
+        made[index] = ids
+    controls = control_tokens(tokenizer) if len(plain) < len(texts) else []
+    for index in sorted(set(range(len(texts))) - set(plain)):
+        parts = split_marks(texts[index], controls)
+        made[index] = [token for text, is_control in parts for token in _ids([text], tokenizer, is_control)[0]]
+    return made
+
+
+def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, as_text: bool = False) -> list[list[int]]:
+    if not texts:
+        return []
+    options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": as_text}
+    lists = {"return_attention_mask": False, "return_token_type_ids": False}
+    return list(tokenizer(list(texts), **options, **lists)["input_ids"])
+
+
+def _last_special(ids: Sequence[int], special: set[int]) -> int | None:
+    return next((place for place in reversed(range(len(ids))) if ids[place] in special), None)
+
+
+def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: str = "") -> tuple[int, ...]:
     """Ids that lead up to the next answer: the same the model saw before that answer in training."""
-    _refuse_control_tokens(messages, tokenizer, "the prompt")
-    pieces = list(_pieces(messages, tokenizer, open_end=True))
-    return tuple(token for text, _ in pieces for token in _ids(text, tokenizer))
+    (pieces,) = render_marked([Dialogue(tuple(messages), tools, is_open=True)], tokenizer)
+    if isinstance(pieces, InputError):
+        raise pieces
+    return tuple(token for ids in _encode([piece.text for piece in pieces], tokenizer) for token in ids)
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids at which generation stops: the one that closes an answer in this template, and end of text."""
-    turn = (Message("user", "a"), Message("assistant", "b"))
-    *_, (answer, _) = _pieces(turn, tokenizer)
-    ids = _ids(answer, tokenizer)
-    stop = _last_special(ids, tokenizer)
+    (pieces,) = render_marked([Dialogue((Message("user", "a"), Message("assistant", "b")))], tokenizer)
+    if isinstance(pieces, InputError):
+        raise pieces
+    (ids,) = _encode([pieces[-1].text], tokenizer)
+    stop = _last_special(ids, set(tokenizer.all_special_ids))
     ends = [] if stop is None else [ids[stop]]
     return tuple(dict.fromkeys(token for token in [*ends, tokenizer.eos_token_id] if token is not None))
 
 
 def measure(rows: Sequence[TokenizedExample]) -> Signal:
-    return Signal(
-        num_rows=len(rows),
-        num_tokens=sum(len(row.input_ids) for row in rows),
-        num_trained=sum(row.num_trained for row in rows),
-        num_cut_rows=sum(row.num_cut > 0 for row in rows),
-        num_cut_tokens=sum(row.num_cut for row in rows),
-        longest=max((len(row.input_ids) for row in rows), default=0),
-    )
-
-
-def _tokenize_conversations(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[TokenizedExample]:
-    tokenized, too_long = [], []
-    for index, row in enumerate(examples.rows):
-        assert isinstance(row, Conversation)
-        ids, trained = _tokenize_conversation(row, tokenizer)
-        if len(ids) > max_length:
-            too_long.append(f"{row.origin}: {len(ids):,} tokens")
-        tokenized.append(TokenizedExample(tuple(ids), tuple(trained), None, 0, index))
-    if too_long:
-        shown = "\n  ".join(too_long[:20])
-        raise InputError(
-            f"{len(too_long):,} of {len(tokenized):,} rows are longer than {max_length:,} tokens and an answer is "
-            f"never cut silently. Raise --max-length, or shorten these rows:\n  {shown}"
-        )
-    return tokenized
-
-
-def _tokenize_conversation(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-    ids: list[int] = []
-    trained: list[bool] = []
-    _refuse_control_tokens(row.messages, tokenizer, str(row.origin))
-    try:
-        pieces = list(_pieces(row.messages, tokenizer))
-    except InputError as error:
-        raise InputError(f"{row.origin}: {error}") from error
-    for text, is_answer in pieces:
-        piece = _ids(text, tokenizer)
-        num_taught = 0
-        if is_answer:
-            stop = _last_special(piece, tokenizer)
-            if stop is None and tokenizer.eos_token_id is not None:
-                piece.append(tokenizer.eos_token_id)
-                stop = len(piece) - 1
-            num_taught = len(piece) if stop is None else stop + 1
-        ids += piece
-        trained += [place < num_taught for place in range(len(piece))]
-    return ids, trained
-
-
-def _pieces(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, open_end: bool = False
-) -> Iterator[tuple[str, bool]]:
-    """(text, is answer) in order; the texts concatenated are the rendered conversation."""
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    done = ""
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        before = _render(turns[:number], tokenizer, open_end=True)
-        after = _render(turns[: number + 1], tokenizer)
-        if not before.startswith(done) or not after.startswith(before):
-            raise InputError(
-                f"the chat template rewrites what stands before turn {number + 1}, so training would not match "
-                "inference. Use a template that only appends (tokenizer.chat_template)"
-            )
-        yield before[len(done) :], False
-        yield after[len(before) :], True
-        done = after
-    if open_end:
-        yield _render(turns, tokenizer, open_end=True)[len(done) :], False
-
-
-def _render(turns: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, open_end: bool = False) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_end))
-    except Exception as error:  # jinja raises what the template's author chose
-        raise InputError(f"the chat template refuses this conversation: {error}") from error
-
-
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _last_special(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int | None:
-    special = set(tokenizer.all_special_ids)
-    return next((place for place in reversed(range(len(ids))) if ids[place] in special), None)
-
-
-def _refuse_control_tokens(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Text that holds a control token would end turns or start new ones."""
-    for message in messages:
-        found = next((token for token in tokenizer.all_special_tokens if token in message.content), None)
-        if found is not None:
-            raise InputError(
-                f"{where}: the {message.role}'s text holds the control token {found}, which would be read as one. "
-                "Remove it or write it differently"
-            )
+    if isinstance(rows, TokenRows):
+        return rows.signal
+    made = TokenRows()
+    for row in rows:
+        made.append(row.input_ids, row.trained, row.target, row.num_cut, row.row)
+    return made.signal

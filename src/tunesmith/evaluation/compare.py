@@ -38,7 +38,7 @@ from tunesmith.tuning import find_max_length, load_split
 
 RESULT = "comparison.json"
 # Keys that no single system's result depends on, or only by its own entry.
-NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes"}
+NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes", "check"}
 REPORT = "report.html"
 
 
@@ -150,6 +150,8 @@ def _announce(config: CompareConfig, parts: Split, jobs: Sequence[Job]) -> None:
     machine = describe_machine(device, choose_precision(config.precision, device))
     say(f"{config.model} on {config.data}: {len(jobs)} systems", style="bold")
     say(f"data     {parts.train.recognised}")
+    if parts.checked:
+        say(f"check    {parts.checked}")
     say(f"split    {parts.note}")
     say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
 
@@ -189,6 +191,7 @@ def _describe_data(config: CompareConfig, parts: Split) -> dict[str, Any]:
         "class_names": parts.train.class_names,
         "recognised": parts.train.recognised,
         "note": parts.note,
+        "checked": parts.checked,
         "num_train": len(parts.train.rows),
         "num_validation": len(parts.validation.rows),
         "num_test": len(parts.test.rows),

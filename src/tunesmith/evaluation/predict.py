@@ -11,7 +11,7 @@ from tunesmith.errors import InputError
 from tunesmith.evaluation.tasks import chat_stream, open_network, predict_texts
 from tunesmith.models.generate import Decoding
 from tunesmith.models.load import Network
-from tunesmith.records import Message, Origin, RawRow
+from tunesmith.records import Message, RawRow
 from tunesmith.runs.run import Run
 from tunesmith.terminal import say
 
@@ -25,17 +25,10 @@ def predict_file(run: str, file: Path) -> list[dict[str, Any]]:
         InputError: not a run, no such file, or no column that holds the text.
     """
     network = Run.open(run).network
-    rows = read_rows(file) if file.suffix.lower() != ".txt" else _lines(file)
+    rows = read_rows(file)
     column = _text_column(rows, file)
     texts = [str(row.fields[column]) for row in rows]
     return [{**row.fields, **prediction} for row, prediction in zip(rows, predict_texts(network, texts), strict=True)]
-
-
-def _lines(file: Path) -> list[RawRow]:
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    return [RawRow({"text": line}, Origin(str(file), i)) for i, line in enumerate(lines, 1) if line.strip()]
 
 
 def _text_column(rows: list[RawRow], file: Path) -> str:
@@ -54,7 +47,7 @@ def _text_column(rows: list[RawRow], file: Path) -> str:
 def converse(run: str, system: str | None, temperature: float, max_new_tokens: int) -> None:
     """Reads questions and streams answers until the input ends. The conversation so far is kept.
 
-    A question that cannot be put (too long by now, control tokens in it) is said so and forgotten.
+    A question that cannot be put (too long by now) is said so and forgotten.
     """
     network = open_network(run)
     if network.task != "generation":

@@ -140,7 +140,8 @@ def chat_stream(network: Network, messages: Sequence[Message], decoding: Decodin
 
 def texts_of(examples: Examples) -> list[str]:
     """The text of each labelled row; the last question of each conversation."""
-    return [row.text if isinstance(row, LabelledText) else row.messages[-2].content for row in examples.rows]
+    labelled = [row.text for row in examples.rows if isinstance(row, LabelledText)]
+    return labelled or [row.messages[-2].content for row in examples.rows if isinstance(row, Conversation)]
 
 
 def _dtype(network: Network) -> torch.dtype:

@@ -29,7 +29,14 @@ FREE = {"output", "overwrite", "resume", "allow_change", "extend", "save_steps",
 FREE |= {"gradient_checkpointing", "memory", "force"}
 # Keys whose content is compared, or what was chosen for them, and not the words.
 COMPARED_OTHERWISE = {"model", "data", "eval_data", "columns", "task", "device", "precision", "learning_rate"}
-COMPARED_OTHERWISE |= {"max_train_samples", "max_validation_samples", "max_test_samples"}
+COMPARED_OTHERWISE |= {
+    "encoding",
+    "bad_rows",
+    "check",
+    "max_train_samples",
+    "max_validation_samples",
+    "max_test_samples",
+}
 PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft")
 # Recorded, but a difference is only told: the last bits may differ then.
 TOLD = ("threads",)

@@ -130,8 +130,8 @@ class Forecast:
 class Rows:
     """What a training reads."""
 
-    train: list[TokenizedExample]
-    validation: list[TokenizedExample]
+    train: Sequence[TokenizedExample]
+    validation: Sequence[TokenizedExample]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,199 @@
+"""Tokenized rows outside of memory, and kept from one run to the next.
+
+A row is its ids as 32-bit integers; a trained id t is written as ~t, which is negative.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.assets import cache_root
+from tunesmith.data.store import Blobs
+from tunesmith.records import Examples, TokenizedExample
+from tunesmith.storage import SEAL, find_damage, sealed
+
+KEPT_FROM = 20_000  # rows; fewer are made again sooner than they are found
+MOST_KEPT = 20_000_000_000  # bytes in the cache; the oldest go first
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What a tokenized data set teaches, in rows and tokens."""
+
+    num_rows: int
+    num_tokens: int
+    num_trained: int
+    num_cut_rows: int
+    num_cut_tokens: int
+    longest: int
+
+    def __str__(self) -> str:
+        text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens, longest row {self.longest:,}"
+        if self.num_trained:
+            text += f"; {self.num_trained:,} tokens trained, {self.num_tokens - self.num_trained:,} context only"
+        if self.num_cut_rows:
+            text += f"; {self.num_cut_rows:,} rows cut by {self.num_cut_tokens:,} tokens"
+        return text
+
+
+class TokenRows(Sequence[TokenizedExample]):
+    """Tokenized rows in order; each is made anew when asked for.
+
+    Beside the ids there is one number a row of each kind:
+
+    cuts      tokens that were cut off
+    examples  its index among the examples, another than its own where others were left out before
+    taught    trained tokens
+    lasts     the last trained id, -1 when none is
+    firsts    the first id, seconds the second one; -1 when there is none
+    """
+
+    COLUMNS = ("cuts", "examples", "taught", "lasts", "firsts", "seconds")
+
+    def __init__(self) -> None:
+        self._blobs = Blobs()
+        self._targets: list[int | float | None] = []
+        self.cuts, self.examples, self.taught = array("q"), array("q"), array("q")
+        self.lasts, self.firsts, self.seconds = array("q"), array("q"), array("q")
+
+    def append(
+        self, ids: Sequence[int], trained: Sequence[bool], target: int | float | None, cut: int, example: int
+    ) -> None:
+        """`trained` may be empty when nothing is."""
+        ids_T = np.asarray(ids, dtype=np.int32)
+        trained_N = ids_T[np.asarray(trained, dtype=bool)] if trained else _NOTHING
+        signed_T = np.where(np.asarray(trained, dtype=bool), ~ids_T, ids_T) if trained else ids_T
+        self._blobs.append(signed_T.tobytes())
+        self._targets.append(target)
+        self.cuts.append(cut)
+        self.examples.append(example)
+        self.taught.append(len(trained_N))
+        self.lasts.append(int(trained_N[-1]) if len(trained_N) else -1)
+        self.firsts.append(int(ids_T[0]) if len(ids_T) else -1)
+        self.seconds.append(int(ids_T[1]) if len(ids_T) > 1 else -1)
+
+    def __len__(self) -> int:
+        return len(self._blobs)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TokenizedExample]: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | Sequence[TokenizedExample]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        signed_T = np.frombuffer(self._blobs[place], dtype=np.int32)
+        trained_T = signed_T < 0
+        ids = tuple(np.where(trained_T, ~signed_T, signed_T).tolist())
+        return TokenizedExample(ids, tuple(trained_T.tolist()), self._targets[place], self.cuts[place], place)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [size // 4 for size in self._blobs.sizes()]
+
+    @property
+    def signal(self) -> Signal:
+        lengths = self.lengths
+        return Signal(
+            num_rows=len(self),
+            num_tokens=sum(lengths),
+            num_trained=sum(self.taught),
+            num_cut_rows=sum(cut > 0 for cut in self.cuts),
+            num_cut_tokens=sum(self.cuts),
+            longest=max(lengths, default=0),
+        )
+
+    def keep(self, folder: Path) -> None:
+        """Writes all into files; None is written as NaN."""
+        self._blobs.keep(folder / "ids")
+        np.save(folder / "table.npy", np.array([getattr(self, name) for name in self.COLUMNS], dtype=np.int64))
+        targets = np.array([np.nan if target is None else target for target in self._targets], dtype=np.float64)
+        np.save(folder / "targets.npy", targets)
+
+    @classmethod
+    def open(cls, folder: Path, are_classes: bool) -> TokenRows:
+        """What `keep` has written."""
+        made = cls()
+        made._blobs = Blobs.open(folder / "ids")
+        for name, column in zip(cls.COLUMNS, np.load(folder / "table.npy", allow_pickle=False), strict=True):
+            getattr(made, name).frombytes(column.tobytes())
+        targets = np.load(folder / "targets.npy", allow_pickle=False)
+        if are_classes:
+            made._targets = targets.astype(int).tolist()
+        else:
+            made._targets = [None if math.isnan(target) else target for target in targets.tolist()]
+        return made
+
+
+_NOTHING = np.empty(0, dtype=np.int32)
+
+
+def find_kept(examples: Examples, name: str) -> TokenRows | None:
+    """The tokenized rows of an earlier run, when there are any and they are whole."""
+    folder = cache_root() / "tokens" / name
+    if len(examples.rows) < KEPT_FROM or not (folder / SEAL).is_file():
+        return None
+    try:
+        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        if find_damage(folder, seal["files"]):
+            return None
+        return TokenRows.open(folder, examples.task == "classification")
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def keep(rows: TokenRows, examples: Examples, name: str) -> None:
+    """For the next run; what does not fit on the disk is not kept."""
+    folder = cache_root() / "tokens" / name
+    if len(examples.rows) < KEPT_FROM or folder.exists():
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with sealed(folder) as partial:
+            rows.keep(partial)
+        _make_room(folder.parent, folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_room(root: Path, newest: Path) -> None:
+    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in folders}
+    for folder in folders:
+        if sum(sizes.values()) <= MOST_KEPT:
+            return
+        if folder != newest:
+            shutil.rmtree(folder, ignore_errors=True)
+            del sizes[folder]
+
+
+def name_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
+    """A digest of all that decides about the ids: rows, classes, tokenizer, template and settings."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    parts = (
+        FORMAT,
+        examples.task,
+        examples.fingerprint,
+        examples.class_names,
+        type(tokenizer).__name__,
+        vocabulary,
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        settings,
+    )
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,80 @@
+"""Tokenized rows to look at: each token with its text and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.signal import Proof
+from tunesmith.records import TokenizedExample
+from tunesmith.storage import write_text
+
+Kind = Literal["trained", "context", "special", "trained special"]
+# A character may take so many tokens, each a part of its bytes.
+LONGEST_CHARACTER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that make up whole characters together, most often one."""
+
+    text: str
+    ids: tuple[int, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """`target` is the class or score of a labelled text, empty for conversations."""
+
+    origin: str
+    pieces: tuple[Piece, ...]
+    num_tokens: int
+    num_trained: int
+    num_cut: int
+    target: str = ""
+
+
+def show_row(row: TokenizedExample, origin: str, target: str, tokenizer: PreTrainedTokenizerBase) -> ShownRow:
+    pieces = tuple(_pieces(row, tokenizer))
+    return ShownRow(origin, pieces, len(row.input_ids), row.num_trained, row.num_cut, target)
+
+
+def _pieces(row: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
+    special = set(tokenizer.all_special_ids)
+    place = 0
+    while place < len(row.input_ids):
+        token, trained = row.input_ids[place], row.trained[place]
+        if token in special:
+            yield Piece(tokenizer.decode([token]), (token,), "trained special" if trained else "special")
+            place += 1
+            continue
+        ids = [token]
+        text = tokenizer.decode(ids)
+        while "\ufffd" in text and len(ids) < LONGEST_CHARACTER and place + len(ids) < len(row.input_ids):
+            ids.append(row.input_ids[place + len(ids)])
+            text = tokenizer.decode(ids)
+        if "\ufffd" in text:
+            ids, text = [token], tokenizer.decode([token])
+        yield Piece(
+            text or str(tokenizer.convert_ids_to_tokens(token)), tuple(ids), "trained" if trained else "context"
+        )
+        place += len(ids)
+
+
+def write_view(path: Path, model: str, data: str, proof: Proof, rows: Sequence[ShownRow]) -> None:
+    """Writes the page: no script, no network, light and dark."""
+    environment = Environment(
+        loader=PackageLoader("tunesmith.data", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("view.html.j2").render(model=model, data=data, proof=proof, rows=rows)
+    write_text(path, page)
