@@ -66,8 +66,8 @@ BAD_INPUT = [
     (
         "unknown task",
         GOOD,
-        ["--task", "ranking"],
-        "task: Input should be 'classification', 'regression' or 'generation'",
+        ["--task", "rank"],
+        "task: Input should be 'classification', 'regression', 'generation'",
     ),
     ("value out of range", GOOD, ["--lora-r", "0"], "lora_r: Input should be greater than 0, given '0'"),
     ("not a number", GOOD, ["--learning-rate", "fast"], "learning_rate: Input should be a valid number"),

@@ -9,13 +9,13 @@ from typing import Any
 from tunesmith import planning
 from tunesmith.config import CompareConfig, PlanConfig, TrainingConfig, TuneConfig
 from tunesmith.data import sources
+from tunesmith.data.parts import split_examples
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
 from tunesmith.records import Score
 from tunesmith.runs.run import Run
 from tunesmith.train.plan import Forecast
-from tunesmith.tuning import split_examples
 from tunesmith.tuning import tune as tune_stage
 
 

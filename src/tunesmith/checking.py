@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunesmith.config import CheckConfig, TokensConfig
 from tunesmith.data.clean import write_clean
+from tunesmith.data.parts import load_examples
 from tunesmith.data.quality.findings import Finding
 from tunesmith.data.quality.page import write_page
 from tunesmith.data.quality.report import Report, check, find_long
@@ -17,7 +18,7 @@ from tunesmith.data.view import ShownRow, show_row
 from tunesmith.errors import InputError
 from tunesmith.models.load import load_tokenizer, resolve_model
 from tunesmith.records import TASKS, Examples, LabelledText
-from tunesmith.tuning import load_examples, longest_row
+from tunesmith.tuning import longest_row
 
 # Longer than any row: rows are shown and counted whole.
 NO_LIMIT = 2**31 - 1

@@ -9,6 +9,7 @@ import torch
 
 from tunesmith.chips import Chip, find_chip
 from tunesmith.config import PlanConfig, TuneConfig
+from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.forecasting import Target, foresee
 from tunesmith.methods.table import find_method
@@ -16,7 +17,7 @@ from tunesmith.records import Split
 from tunesmith.runtime import available_memory, choose_device, choose_precision
 from tunesmith.train.clock import Clock, DataSheet
 from tunesmith.train.plan import Forecast, Rows
-from tunesmith.tuning import find_max_length, load_split, make_plan, read_rows
+from tunesmith.tuning import find_max_length, make_plan, read_rows
 
 PATIENCE = 10.0  # seconds in which operations are timed, for all methods together
 # Of a data sheet's peak that a training step reaches, an assumption; several devices lose a tenth in talking.

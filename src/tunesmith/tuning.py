@@ -20,11 +20,9 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import MEMORY_PARTS, DataConfig, SourceConfig, TrainingConfig, TuneConfig
-from tunesmith.data import sources
-from tunesmith.data.quality.report import check
+from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
+from tunesmith.data.parts import load_split
 from tunesmith.data.signal import Proof, prove, refuse_broken
-from tunesmith.data.split import split, split_given, take
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
@@ -40,7 +38,7 @@ from tunesmith.models.load import (
     resolve_model,
 )
 from tunesmith.models.prefix import cached_prefix
-from tunesmith.records import TASKS, Examples, Split, Task, TokenizedExample
+from tunesmith.records import Split, TokenizedExample
 from tunesmith.runs.folder import CHECKPOINTS, FROZEN, MANIFEST, METRICS, how_to_go_on, locked
 from tunesmith.runs.inputs import describe_inputs
 from tunesmith.runs.place import Place, begin, choose_place
@@ -83,53 +81,6 @@ class Prepared:
     plan: Plan
     signal: Proof
     forecast: Forecast | None
-
-
-def load_split(config: DataConfig) -> Split:
-    """The data of a configuration, recognised, divided and cut to size.
-
-    Raises:
-        InputError: data that cannot be used, or that no run can be trained for.
-    """
-    examples = load_examples(config, config.data, config.task)
-    if examples.task not in TASKS:
-        raise InputError(
-            f"the data is for {examples.task} ({examples.recognised}); a run is trained for {', '.join(TASKS)}. "
-            "`tunesmith data check` reads it all the same"
-        )
-    return split_examples(examples, config, quiet=False)
-
-
-def load_examples(config: SourceConfig, data: str, task: Task | None) -> Examples:
-    """Rows as a configuration asks for them.
-
-    Raises:
-        InputError: nothing found under that name, or rows that cannot be used.
-    """
-    rejects = Path(f"{Path(data).stem}.rejects.jsonl") if config.bad_rows == "skip" else None
-    return sources.load(data, task, config.columns, config.encoding, rejects)
-
-
-def split_examples(examples: Examples, config: DataConfig, quiet: bool = True) -> Split:
-    """Examples looked at, divided and cut to size as the configuration says."""
-    report = check(examples, with_labels=False, quiet=quiet) if config.check else None
-    clusters = report.clusters if report is not None else None
-    if config.eval_data is not None:
-        test = load_examples(config, config.eval_data, examples.task)
-        parts = split_given(examples, test, config.seed, clusters=clusters)
-    else:
-        parts = split(examples, config.seed, clusters=clusters)
-    taken = [
-        take(parts.train, config.max_train_samples, config.seed),
-        take(parts.validation, config.max_validation_samples, config.seed),
-        take(parts.test, config.max_test_samples, config.seed),
-    ]
-    used = ", ".join(
-        f"{name} {len(part.rows):,}" for name, part in zip(("train", "validation", "test"), taken, strict=True)
-    )
-    cut = taken != [parts.train, parts.validation, parts.test]
-    note = f"{parts.note}; used: {used}" if cut else parts.note
-    return Split(taken[0], taken[1], taken[2], note, report.brief(config.data) if report is not None else "")
 
 
 def tune(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config import CompareConfig
+from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, find_baseline
 from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
@@ -34,7 +35,7 @@ from tunesmith.runtime import choose_device, choose_precision, describe_machine
 from tunesmith.signals import listening
 from tunesmith.storage import explained, to_plain, write_json, write_text
 from tunesmith.terminal import say
-from tunesmith.tuning import find_max_length, load_split
+from tunesmith.tuning import find_max_length
 
 RESULT = "comparison.json"
 # Keys that no single system's result depends on, or only by its own entry.
