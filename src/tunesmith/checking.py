@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tunesmith import assets
 from tunesmith.config import CheckConfig, TokensConfig
 from tunesmith.data.clean import write_clean
 from tunesmith.data.parts import load_examples
@@ -50,6 +51,8 @@ def check_data(config: CheckConfig) -> Checked:
     test = load_examples(config, config.eval_data, examples.task) if config.eval_data else None
     more = _find_long(config, examples) if config.model else ()
     report = check(examples, test, config.label_errors, more, quiet=False)
+    if assets.is_dataset(config.data):
+        report = replace(report, card={**report.card, "licence": assets.DATASETS[config.data].licence})
     written: list[Path] = []
     if config.output is not None:
         write_page(config.output, config.data, report)

@@ -8,7 +8,17 @@ import pytest
 
 from tunesmith.data.formats import recognise
 from tunesmith.errors import InputError
-from tunesmith.records import Conversation, Examples, LabelledText, Origin, RawRow
+from tunesmith.records import (
+    Conversation,
+    Example,
+    Examples,
+    Judgement,
+    LabelledText,
+    Origin,
+    Ranking,
+    RawRow,
+    TaggedWords,
+)
 
 
 def rows(*fields: dict[str, Any]) -> list[RawRow]:
@@ -120,3 +130,73 @@ def test_the_fingerprint_is_of_what_is_said_not_of_where_it_stands() -> None:
     moved = [RawRow(field, Origin("other.csv", 9)) for field in (one, two)]
     assert recognise(rows(one, two)).fingerprint == recognise(moved).fingerprint
     assert recognise(rows(one, two)).fingerprint != recognise(rows(one, two | {"label": "a"}, two)).fingerprint
+
+
+# What every format becomes. Rankings, judgements, tags and the like are read and checked, and trained by other stages.
+
+FORMS: list[tuple[str, dict[str, Any], str]] = [
+    ("chosen/rejected", {"prompt": "q", "chosen": "a", "rejected": "b"}, "q | a > b"),
+    (
+        "chosen/rejected",
+        {
+            "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+        },
+        "q | a > b",
+    ),
+    ("ranked answers", {"prompt": "q", "answers": ["a", "b", "c"]}, "q | a > b > c"),
+    ("ranked answers", {"prompt": "q", "responses": ["a", "b", "c"], "ranks": [7, 2, 7]}, "q | b > a = c"),
+    ("judged answer", {"prompt": "q", "completion": "a", "label": False}, "q | a: bad"),
+    ("judged answer", {"prompt": "q", "completion": "a", "label": "True"}, "q | a: good"),
+    ("messages", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "q | a"),
+    ("alpaca", {"instruction": "q", "input": "i", "output": "a", "history": [["x", "y"]]}, "x | y | q\n\ni | a"),
+    (
+        "passage/question",
+        {"context": "It is red.", "question": "Colour?", "answers": ["red"]},
+        "It is red.\n\nColour? | red",
+    ),
+    (
+        "passage/question",
+        {"context": "It is red.", "question": "Colour?", "answers": {"text": ["red"], "answer_start": [6]}},
+        "It is red.\n\nColour? | red",
+    ),
+    ("translation", {"translation": {"en": "a", "de": "b"}}, "a | b"),
+    ("source/target", {"article": "long", "highlights": "short"}, "long | short"),
+    ("words/tags", {"tokens": ["a", "b"], "ner_tags": ["O", 3]}, "a/O b/3"),
+    ("text/labels", {"text": "t", "labels": ["y", "x"]}, "t: x, y"),
+    ("text/labels", {"text": "t", "labels": []}, "t: "),
+    ("text/label", {"text": "t", "labels": "x"}, "t: x"),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "expected"), FORMS, ids=[f"{name}-{said[:20]}" for name, _, said in FORMS])
+def test_every_format_is_known_by_its_columns(name: str, row: dict[str, Any], expected: str) -> None:
+    other = {
+        key: "other" if key in ("label", "labels") and isinstance(value, str) else value for key, value in row.items()
+    }
+    examples = recognise(rows(row, other if name == "text/label" else row))
+    assert f", {name}" in examples.recognised
+    assert said(examples.rows[0]) == expected
+    again = recognise(rows(row, other if name == "text/label" else row))
+    assert list(again.rows) == list(examples.rows)
+
+
+def said(row: Example) -> str:
+    if isinstance(row, LabelledText):
+        return f"{row.text}: {', '.join(row.target) if isinstance(row.target, tuple) else row.target}"
+    if isinstance(row, TaggedWords):
+        return " ".join(f"{word}/{tag}" for word, tag in zip(row.words, row.tags, strict=True))
+    if isinstance(row, Conversation):
+        return " | ".join(turn.content for turn in row.messages)
+    assert isinstance(row, Ranking | Judgement)
+    asked = " | ".join(turn.content for turn in row.prompt)
+    if isinstance(row, Judgement):
+        return f"{asked} | {row.answer}: {'good' if row.is_good else 'bad'}"
+    text = row.answers[0]
+    for answer, rank, before in zip(row.answers[1:], row.ranks[1:], row.ranks, strict=False):
+        text += f" {'=' if rank == before else '>'} {answer}"
+    return f"{asked} | {text}"
+
+
+def test_a_text_alone_is_one_when_asked_for() -> None:
+    assert recognise(rows({"text": "t"}), "text").task == "text"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("d.jsonl", b'{"a": 1, "a": 2}\n', "d.jsonl:1: the key 'a' stands twice"),
     ("d.jsonl", b'{"a": NaN}\n', "d.jsonl:1: NaN is not a JSON number"),
     ("d.jsonl", b'{"a": "x\\ud83d"}\n', "d.jsonl:1: half of a surrogate pair at character 2 of a text"),
-    ("d.json", b'{"a": 1}', "d.json: expected a list of objects"),
+    ("d.json", b'{"a": 1}', "d.json: an object with 0 lists in it; expected a list of objects"),
     ("d.json", b'[{"a": 1},\n{"a" 2}]', "d.json:2: not valid JSON: Expecting ':' delimiter"),
     ("d.xlsx", b"x", "d.xlsx: unknown kind of file '.xlsx'. Readable: .csv"),
 ]
@@ -138,3 +139,92 @@ def test_the_callers_own_objects_give_the_rows_a_file_gives(tmp_path: Path) -> N
         found = sources.load(data)
         assert found.fingerprint == expected.fingerprint
         assert found.class_names == ("a", "b")
+
+
+ROWS = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate([*TRICKY, "nul\x00", "\ufeff mark"])]
+
+
+def _packed(path: Path, raw: bytes) -> Path:
+    import pyarrow as pa
+
+    codec = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[path.suffix]
+    with pa.OSFile(str(path), "wb") as sink, pa.CompressedOutputStream(sink, codec) as stream:
+        stream.write(raw)
+    return path
+
+
+def _as_parquet(path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+    return path
+
+
+def _as_arrow(path: Path) -> Path:
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(path.parent / "saved")
+    return next((path.parent / "saved").glob("*.arrow"))
+
+
+@pytest.mark.parametrize(
+    "name", ["d.jsonl.gz", "d.jsonl.zst", "d.ndjson.bz2", "d.parquet", "d.arrow", "d.json", "utf16"]
+)
+def test_every_kind_of_file_has_the_same_rows(name: str, tmp_path: Path) -> None:
+    """Written by other libraries: pyarrow, datasets, json."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+    path = tmp_path / name
+    if name == "d.parquet":
+        path = _as_parquet(path)
+    elif name == "d.arrow":
+        path = _as_arrow(path)
+    elif name == "d.json":
+        path.write_text(json.dumps({"version": 1, "data": ROWS}))
+    elif name == "utf16":
+        path = tmp_path / "d.jsonl"
+        path.write_text(lines, encoding="utf-16", newline="")
+    else:
+        path = _packed(path, lines.encode())
+    assert [row.fields for row in sources.read_rows(path)] == ROWS
+
+
+def test_an_encoding_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes("text,label\ncafé,a\nthé,b\n".encode("cp1252"))
+    examples = sources.load(tmp_path / "d.csv", encoding="cp1252")
+    assert [str(row.origin.line) for row in examples.rows] == ["2", "3"]
+    assert "café" in [getattr(row, "text", "") for row in examples.rows]
+
+
+def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for number in (1, 2, 3):
+        written_csv(tmp_path / "in" / f"part-{number}.csv", [(f"t{number}", "ab"[number % 2])])
+    for name in ("in", "in/*.csv", "in/part-1.csv, in/part-2.csv,in/part-3.csv", "in/part-[123].csv"):
+        examples = sources.load(name)
+        assert [Path(row.origin.file).name for row in examples.rows] == [f"part-{n}.csv" for n in (1, 2, 3)], name
+
+
+def test_squads_own_files_are_read(tmp_path: Path) -> None:
+    asked = {"question": "Colour?", "id": "1", "answers": [{"text": "red", "answer_start": 6}]}
+    article = {"title": "x", "paragraphs": [{"context": "It is red.", "qas": [asked, asked]}]}
+    (tmp_path / "d.json").write_text(json.dumps({"version": "1.1", "data": [article]}))
+    assert len(sources.load(tmp_path / "d.json").rows) == 2
+
+
+def test_rows_in_a_file_are_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows whether they lie in memory or not, read in any order, also between writes."""
+    from tunesmith.data import store
+
+    held = sources.load(ROWS)
+    monkeypatch.setattr(store, "HELD_IN_MEMORY", 50)
+    moved = sources.load(ROWS)
+    assert moved.rows[3] == held.rows[3]
+    assert list(moved.rows) == list(held.rows)
+    assert moved.rows[-1] == held.rows[-1]
+    assert moved.fingerprint == held.fingerprint
+    assert pickle.loads(pickle.dumps(moved)).rows[2] == held.rows[2]
+    assert isinstance(moved.rows, store.Rows)
+    moved.rows.append(held.rows[0])
+    assert moved.rows[len(ROWS)] == held.rows[0]

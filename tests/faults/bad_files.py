@@ -127,8 +127,9 @@ case("a broken line in the middle", "d.jsonl", GOOD_LINE * 9_000 + "{\n" + GOOD_
 case("a blank line before the broken one", "d.jsonl", "\n\n{\n", 3, "not valid JSON", mend=ADVICE)
 
 # JSON
-case("an object", "d.json", '{"text": "a"}', None, "expected a list", mend="use the ending .jsonl")
-case("lines of objects", "d.json", GOOD_LINE * 2, None, "expected a list", mend="use the ending .jsonl")
+case("an object", "d.json", '{"text": "a"}', None, "0 lists", mend="use the ending .jsonl")
+case("lines of objects", "d.json", GOOD_LINE * 2, 2, "Extra data", mend="use the ending .jsonl")
+case("an object that is cut off", "d.json", '{"data": [{"text": "a"}', 1, "not valid JSON", mend=ADVICE)
 case("a list that is not closed", "d.json", f"[\n{GOOD_LINE}", 3, "not closed", mend="Is it whole?")
 case("a missing colon", "d.json", f'[\n{GOOD_LINE},\n{{"text" "a"}}]', 4, "not valid JSON", mend=ADVICE)
 case("a number in the list", "d.json", f"[{GOOD_LINE},\n7]", 3, "the value 7", mend="expected an object like")

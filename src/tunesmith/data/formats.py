@@ -79,6 +79,13 @@ def _has_truth(row: Fields, columns: Columns) -> bool:
 FORMATS: tuple[Format, ...] = (
     Format("chosen/rejected", "ranking", ("chosen", "rejected"), convert.to_pair, ("prompt", "system")),
     Format(
+        "passage/question/answer (SQuAD)",
+        "generation",
+        ("context", "question", "answers"),
+        convert.to_passage_answer,
+        ("system",),
+    ),
+    Format(
         "ranked answers",
         "ranking",
         ("prompt", "answers"),
@@ -98,13 +105,6 @@ FORMATS: tuple[Format, ...] = (
         "messages", "generation", ("messages",), convert.to_conversation, ("system", "tools"), _has_lists("messages")
     ),
     Format("alpaca", "generation", ("instruction", "output"), convert.to_instructed, ("input", "system", "history")),
-    Format(
-        "passage/question/answer (SQuAD)",
-        "generation",
-        ("context", "question", "answers"),
-        convert.to_passage_answer,
-        ("system",),
-    ),
     Format("prompt/completion", "generation", ("prompt", "completion"), convert.to_answer, ("system",)),
     Format("translation", "generation", ("translation",), convert.to_translated),
     Format("words/tags", "token-classification", ("words", "tags"), convert.to_tagged, (), _has_lists("words", "tags")),

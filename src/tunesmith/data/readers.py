@@ -141,14 +141,17 @@ def read_json_lines(path: Path, problems: Problems, encoding: str | None) -> Ite
 
 
 def read_json(path: Path, problems: Problems, encoding: str | None) -> Iterator[RawRow]:
-    """A list of objects; rows are named by the line on which each begins."""
+    """A list of objects; rows are named by the line on which each begins. Or one object with such a list in it."""
     text = "".join(line for _, line in read_lines(path, problems, encoding))
     if not text.strip() or problems.count:
+        return
+    if text.lstrip().startswith("{"):
+        yield from _read_document(text, path, problems)
         return
     decoder = _decoder()
     place = text.find("[") + 1
     if place == 0 or text[: place - 1].strip():
-        raise InputError(f"{path}: expected a list of objects; for one object per line use the ending .jsonl")
+        raise InputError(f"{path}: {_NO_LIST}")
     line, counted = 1, 0
     while True:
         while place < len(text) and text[place] in " \t\r\n,":
@@ -169,6 +172,46 @@ def read_json(path: Path, problems: Problems, encoding: str | None) -> Iterator[
             yield RawRow(as_object(value), Origin(str(path), line))
         except ValueError as error:
             problems.add(Origin(str(path), line), str(error), value)
+
+
+_NO_LIST = "expected a list of objects; for one object per line use the ending .jsonl"
+
+
+def _read_document(text: str, path: Path, problems: Problems) -> Iterator[RawRow]:
+    """{"data": [...]}, as SQuAD's files are and some exports; rows are named by their number."""
+    try:
+        document = _decoder().decode(text)
+    except (ValueError, RecursionError) as error:
+        more = f"; {_NO_LIST}" if "Extra data" in str(error) else ""
+        problems.add(Origin(str(path), getattr(error, "lineno", 1)), _explain_json(error) + more)
+        return
+    lists = [value for value in document.values() if isinstance(value, list) and value]
+    if len(lists) != 1:
+        raise InputError(f"{path}: an object with {len(lists)} lists in it; {_NO_LIST}")
+    (rows,) = lists
+    if isinstance(rows[0], dict) and "paragraphs" in rows[0]:
+        rows = list(_questions(rows))
+    for number, value in enumerate(rows, 1):
+        try:
+            yield RawRow(as_object(value), Origin(str(path), number))
+        except ValueError as error:
+            problems.add(Origin(str(path), number), str(error), value)
+
+
+def _questions(articles: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """SQuAD's articles, of paragraphs, of questions, as flat rows."""
+    for article in articles:
+        for paragraph in article.get("paragraphs", ()):
+            for asked in paragraph.get("qas", ()):
+                answers = asked.get("answers", ())
+                yield {
+                    "context": paragraph.get("context"),
+                    "question": asked.get("question"),
+                    "answers": {
+                        "text": [answer.get("text") for answer in answers],
+                        "answer_start": [answer.get("answer_start") for answer in answers],
+                    },
+                }
 
 
 def _decoder() -> json.JSONDecoder:

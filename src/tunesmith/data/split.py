@@ -105,7 +105,8 @@ def take(examples: Examples, max_samples: int | None, seed: int) -> Examples:
 
 def normalise(row: Example) -> str:
     """What makes two rows the same question: the text, or all turns before the last answer."""
-    return " ".join(unicodedata.normalize("NFKC", _question_of(row)).casefold().split())
+    text = _question_of(row)
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
 
 
 def _question_of(row: Example) -> str:

@@ -12,6 +12,7 @@ not count.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ SKETCHES_AT_ONCE = 8192  # are put into one array
 MOST_COMPARED = 100
 FEWEST_SHINGLES = 12  # that are not common; what is left of fewer says too little
 
+_NO_LETTERS = re.compile(r"[\W_]+")
 _NOTHING = np.empty(0, dtype=np.uint32)
 _RANDOM = np.random.default_rng(1997)
 _FACTORS_H = (_RANDOM.integers(0, 2**31, NUM_HASHES, dtype=np.uint32) << np.uint32(1)) | np.uint32(1)
@@ -49,8 +51,8 @@ _KEY_FACTORS = _RANDOM.integers(1, 2**63, HASHES_PER_BAND, dtype=np.uint64) * np
 
 def letters_of(text: str) -> str:
     """Letters and digits in lower case with single blanks: what stays when a text is only dressed otherwise."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(letter if letter.isalnum() else " " for letter in plain).split())
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return _NO_LETTERS.sub(" ", plain.casefold()).strip()
 
 
 def shingles(text: str) -> np.ndarray:
