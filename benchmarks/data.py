@@ -12,6 +12,7 @@ Every contestant runs in a process of its own, with caches that are empty when i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from rich.table import Table
 
 MODEL = "smollm2-135m-instruct"
 CONTESTANTS = ("tunesmith", "datasets", "tunesmith-check")
-WORDS = 220  # of an answer, on average: a row has about a kilobyte
+WORDS = 130  # of an answer, on average: a row has about a kilobyte
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -37,13 +38,11 @@ def write_rows(path: Path, count: int) -> None:
     draw = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "ar", "en", "is", "ol", "un")]
     words = ["".join(draw.choices(syllables, k=draw.choice((1, 2, 2, 3)))) for _ in range(20_000)]
-    odds = [1 / (rank + 1) for rank in range(len(words))]
-    pool = draw.choices(words, odds, k=2_000_000)
+    odds = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(words))))
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            asked, answered = draw.randrange(len(pool) - 60), draw.randrange(len(pool) - 400)
-            question = " ".join(pool[asked : asked + draw.randrange(8, 40)])
-            answer = " ".join(pool[answered : answered + draw.randrange(40, 2 * WORDS - 40)])
+            question = " ".join(draw.choices(words, cum_weights=odds, k=draw.randrange(8, 40)))
+            answer = " ".join(draw.choices(words, cum_weights=odds, k=draw.randrange(40, 2 * WORDS - 40)))
             turns = [
                 {"role": "user", "content": f"{question.capitalize()}?"},
                 {"role": "assistant", "content": f"{answer.capitalize()}."},

@@ -19,7 +19,7 @@ from tunesmith.data.quality.labels import suspect
 from tunesmith.data.quality.languages import guess_language
 from tunesmith.data.quality.report import Report, check
 from tunesmith.data.quality.secrets import find_personal, find_secrets, has_iban_check, has_luhn, masked
-from tunesmith.data.quality.similar import GRAM, Sketches, cluster, letters_of, overlap, shingles, sketch
+from tunesmith.data.quality.similar import GRAM, Sketches, cluster, distinct, letters_of, overlap, shingles, sketch
 from tunesmith.data.quality.texts import ROW_TESTS
 from tunesmith.data.split import split
 from tunesmith.records import LabelledText, Origin
@@ -59,7 +59,7 @@ def test_the_overlap_is_that_of_the_letters(one: str, other: str) -> None:
         letters = letters_of(text)
         long = len(letters) >= 20
         sets.append({letters[at : at + GRAM] for at in range(len(letters) - GRAM + 1)} if long else set())
-    hashed = [shingles(text) for text in (one, other)]
+    hashed = [distinct(shingles(text)) for text in (one, other)]
     assert [len(part) for part in hashed] == [len(part) for part in sets]
     union = sets[0] | sets[1]
     assert overlap(*hashed) == pytest.approx(len(sets[0] & sets[1]) / len(union) if union else 0)
@@ -341,7 +341,7 @@ def test_clusters_do_not_depend_on_the_order() -> None:
 
 def test_a_sketch_of_a_book_takes_no_more_memory_than_one_of_a_page() -> None:
     book = LabelledText(" ".join(sentences(20_000)), "a", Origin("d", 1))
-    sketches = Sketches(np.empty(0, dtype=np.uint32))
+    sketches = Sketches.of([book] * 2)
     sketches.add(0, book)
     assert sketches.table()[1].shape == (1, 16)
 

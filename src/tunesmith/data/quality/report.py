@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunesmith.data.quality.findings import SHOWN, Collector, Finding, Shown, show
+from tunesmith.data.quality.findings import SHOWN, Collector, Finding, Shown, show, whole_text
 from tunesmith.data.quality.labels import find_class_faults, find_label_errors
 from tunesmith.data.quality.sets import (
     CommonAnswers,
@@ -48,8 +48,9 @@ class RowTests:
         self._found = [Collector() for _ in ROW_TESTS]
 
     def see(self, index: int, row: Example) -> None:
+        text = whole_text(row)
         for test, found in zip(ROW_TESTS, self._found, strict=True):
-            why = test.why(row)
+            why = test.why(row, text)
             if why is not None:
                 found.add(index, row, why)
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """`needs`: one of these stands in every match (compared in lower case); `is_real` looks closer."""
+    """`needs`: one of these stands in every match (compared in lower case), and `digits` digits or more; `is_real`
+    looks closer."""
 
     kind: str
     needs: tuple[str, ...]
     regex: re.Pattern[str]
     is_real: Callable[[str], bool] = lambda text: True
+    digits: int = 0
 
 
 def has_luhn(text: str) -> bool:
@@ -60,32 +62,41 @@ SECRETS: tuple[Pattern, ...] = (
         _is_no_example,
     ),
 )
+FEWEST_PHONE, MOST_PHONE = 8, 15  # digits: ITU-T E.164 has 15 at most
 PERSONAL: tuple[Pattern, ...] = (
     Pattern("e-mail", ("@",), re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")),
     Pattern(
-        "card", tuple("23456"), re.compile(r"(?<![\d.-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\d.])"), has_luhn
+        "card",
+        ("",),
+        re.compile(r"(?<![\d.-])[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}(?![\d.])"),
+        has_luhn,
+        digits=13,
     ),
     Pattern(
         "IBAN",
-        tuple("0123456789"),
+        ("",),
         re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
         has_iban_check,
+        digits=8,
     ),
     Pattern(
         "US social security number",
         ("-",),
         re.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])"),
+        digits=9,
     ),
     Pattern(
         "phone",
         ("+", "("),
         re.compile(r"(?<![\w+])(?:\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,4}\d{2,4}|\(\d{3}\) ?\d{3}-\d{4})(?!\d)"),
-        lambda text: 8 <= sum(letter.isdigit() for letter in text) <= 15,
+        lambda text: FEWEST_PHONE <= sum(letter.isdigit() for letter in text) <= MOST_PHONE,
+        digits=FEWEST_PHONE,
     ),
     Pattern(
         "IP address",
         (".",),
         re.compile(r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.])"),
+        digits=4,
     ),
 )
 
@@ -102,8 +113,9 @@ def find_personal(text: str) -> list[tuple[str, str]]:
 
 def _find(text: str, patterns: tuple[Pattern, ...]) -> Iterator[tuple[str, str]]:
     lower = text.lower()
+    digits = sum(map(text.count, "0123456789"))
     for pattern in patterns:
-        if any(word in lower for word in pattern.needs):
+        if digits >= pattern.digits and any(word in lower for word in pattern.needs):
             hits = (hit.group() for hit in pattern.regex.finditer(text))
             yield from ((pattern.kind, hit) for hit in hits if pattern.is_real(hit))
 

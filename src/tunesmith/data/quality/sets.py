@@ -33,6 +33,7 @@ COMMON_FROM, COMMON_SHARE = 5, 0.01
 # Where so many answers end in a full stop, a long one that does not was cut off.
 CLOSED_SHARE = 0.9
 CUT_FROM = 200  # characters
+LANGUAGE_FROM = 500  # characters tell enough
 MAIN_SHARE = 0.8  # of the rows that can be told, in one language, for others to be strangers
 ENDS = tuple(".!?\"'”’)]}>。！？…:`|*")
 
@@ -250,7 +251,7 @@ class Languages:
         self._of: dict[str, Collector] = defaultdict(Collector)
 
     def see(self, index: int, row: Example) -> None:
-        language = guess_language(whole_text(row)[:2_000])
+        language = guess_language(whole_text(row)[:LANGUAGE_FROM])
         if language:
             self._of[language].add(index, row, language)
 

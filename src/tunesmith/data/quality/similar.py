@@ -35,13 +35,16 @@ FEWEST_LETTERS = 20
 
 SAMPLE = 2_000  # rows in which common 5-grams are counted
 COMMON_SHARE = 0.1
+COMMON_BITS = 20
 COMMON_FROM = 20  # rows; what fewer share is no custom
 SKETCHES_AT_ONCE = 8192  # are put into one array
 MOST_COMPARED = 100
 FEWEST_SHINGLES = 12  # that are not common; what is left of fewer says too little
 
+_ASCII_LETTERS = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 _NO_LETTERS = re.compile(r"[\W_]+")
 _NOTHING = np.empty(0, dtype=np.uint32)
+_TO_COMMON = np.uint32(32 - COMMON_BITS)
 _RANDOM = np.random.default_rng(1997)
 _FACTORS_H = (_RANDOM.integers(0, 2**31, NUM_HASHES, dtype=np.uint32) << np.uint32(1)) | np.uint32(1)
 _MASKS_H = _RANDOM.integers(0, 2**32, NUM_HASHES, dtype=np.uint32)
@@ -51,12 +54,13 @@ _KEY_FACTORS = _RANDOM.integers(1, 2**63, HASHES_PER_BAND, dtype=np.uint64) * np
 
 def letters_of(text: str) -> str:
     """Letters and digits in lower case with single blanks: what stays when a text is only dressed otherwise."""
-    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    return _NO_LETTERS.sub(" ", plain.casefold()).strip()
+    if text.isascii():
+        return " ".join(text.translate(_ASCII_LETTERS).split())
+    return _NO_LETTERS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def shingles(text: str) -> np.ndarray:
-    """Sorted distinct 32-bit hashes of the letter 5-grams of a text; empty when it is too short."""
+    """32-bit hashes of the letter 5-grams of a text, one for each place; empty when it is too short."""
     letters = letters_of(text)
     if len(letters) < FEWEST_LETTERS:
         return _NOTHING
@@ -67,11 +71,15 @@ def shingles(text: str) -> np.ndarray:
         mixed += codes[place : place + windows] * _POWERS[place]
     mixed ^= mixed >> np.uint64(31)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+    return (mixed >> np.uint64(32)).astype(np.uint32)
 
 
 class Sketches:
-    """Sketches of rows as a pass over the data meets them. `common` are shingles that do not count."""
+    """Sketches of rows as a pass over the data meets them.
+
+    `common` (2^COMMON_BITS,) is True for shingles that do not count, by the first bits of their hashes; the few others
+    that share these bits do not count either, in whatever row.
+    """
 
     def __init__(self, common: np.ndarray) -> None:
         self.common = common
@@ -83,9 +91,11 @@ class Sketches:
     def of(cls, rows: Sequence[Example]) -> Sketches:
         """With the common shingles of these rows, none of which is met yet."""
         step = max(1, len(rows) // SAMPLE)
-        found = [shingles(whole_text(rows[index])) for index in range(0, len(rows), step)]
+        found = [distinct(shingles(whole_text(rows[index]))) for index in range(0, len(rows), step)]
         values, counts = np.unique(np.concatenate(found), return_counts=True) if found else (_NOTHING, _NOTHING)
-        return cls(values[counts >= max(COMMON_FROM, COMMON_SHARE * len(found))])
+        common = np.zeros(2**COMMON_BITS, dtype=bool)
+        common[values[counts >= max(COMMON_FROM, COMMON_SHARE * len(found))] >> _TO_COMMON] = True
+        return cls(common)
 
     @classmethod
     def filled(cls, rows: Sequence[Example]) -> Sketches:
@@ -98,9 +108,7 @@ class Sketches:
     def shingles(self, row: Example) -> np.ndarray:
         """Those of a row that count; none when too few do."""
         found = shingles(whole_text(row))
-        if len(self.common) and len(found):
-            places = np.minimum(np.searchsorted(self.common, found), len(self.common) - 1)
-            found = found[self.common[places] != found]
+        found = found[~self.common[found >> _TO_COMMON]]
         return found if len(found) >= FEWEST_SHINGLES else _NOTHING
 
     def add(self, index: int, row: Example) -> None:
@@ -131,8 +139,14 @@ def sketch(found: np.ndarray) -> np.ndarray:
     return np.asarray((bands * _KEY_FACTORS).sum(axis=1, dtype=np.uint64))
 
 
+def distinct(found: np.ndarray) -> np.ndarray:
+    """The set of some hashes, in order."""
+    ordered = np.sort(found)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+
+
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Jaccard index of two sets of shingles: shared over all."""
+    """Jaccard index of two sets of hashes: shared over all."""
     shared = len(np.intersect1d(one, other, assume_unique=True))
     return shared / max(1, len(one) + len(other) - shared)
 
@@ -180,7 +194,7 @@ def cluster(rows: Sequence[Example]) -> Clusters:
 def find_clusters(rows: Sequence[Example], sketches: Sketches, threshold: float = THRESHOLD) -> Clusters:
     """Joins rows whose overlap is `threshold` or more."""
     clusters = Clusters(len(rows))
-    shingled = lru_cache(maxsize=4096)(lambda index: sketches.shingles(rows[index]))
+    shingled = lru_cache(maxsize=4096)(lambda index: distinct(sketches.shingles(rows[index])))
     for one, other in candidates(*sketches.table()):
         if clusters.find(one) != clusters.find(other) and overlap(shingled(one), shingled(other)) >= threshold:
             clusters.join(one, other)
@@ -222,10 +236,10 @@ def find_leaks(
             ours = int(indices[place])
             if ours in found:
                 continue
-            shingled = sketches.shingles(rows[ours])
+            shingled = distinct(sketches.shingles(rows[ours]))
             # Rows that share a band with more than that share it with everything.
             for near in their_indices[order[starts[place] : ends[place]]][:MOST_COMPARED].tolist():
-                if overlap(shingled, sketches.shingles(others[near])) >= threshold:
+                if overlap(shingled, distinct(sketches.shingles(others[near]))) >= threshold:
                     found[ours] = near
                     break
     return found

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tunesmith.data.quality.findings import Severity, answers_of, turns_of, whole_text
+from tunesmith.data.quality.findings import Severity, answers_of, turns_of
 from tunesmith.data.quality.secrets import find_personal, find_secrets, mask
 from tunesmith.records import Conversation, Example
 
@@ -31,27 +31,32 @@ LOOP_FROM = 60  # words; a shorter text cannot be said to repeat itself
 LOOP_SHARE = 0.3  # of all runs of four words that are distinct, at most
 
 
+Why = Callable[[Example, str], str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class RowTest:
-    """`why` says what is the matter with a row, None when nothing; `{count}` of `summary` is the number of rows."""
+    """`why` says of a row and all its text what is the matter, None when nothing; `{count}` of `summary` is the number
+    of rows."""
 
     check: str
     severity: Severity
-    why: Callable[[Example], str | None]
+    why: Why
     summary: str
     mend: str
 
 
-def _found(pattern: re.Pattern[str], in_words: Callable[[str], str]) -> Callable[[Example], str | None]:
-    def look(row: Example) -> str | None:
-        hit = pattern.search(whole_text(row))
-        return in_words(hit.group()) if hit else None
-
-    return look
+def _control(row: Example, text: str) -> str | None:
+    hit = CONTROLS.search(text)
+    return f"U+{ord(hit.group()):04X}" if hit else None
 
 
-def _damaged(row: Example) -> str | None:
-    text = whole_text(row)
+def _invisible(row: Example, text: str) -> str | None:
+    hit = None if text.isascii() else INVISIBLE.search(text)
+    return f"U+{ord(hit.group()):04X}" if hit else None
+
+
+def _damaged(row: Example, text: str) -> str | None:
     if text.isascii():
         return None
     if "\ufffd" in text:
@@ -60,31 +65,30 @@ def _damaged(row: Example) -> str | None:
     return f"'{hit.group()}'" if hit else None
 
 
-def _marked_up(row: Example) -> str | None:
-    text = whole_text(row)
+def _marked_up(row: Example, text: str) -> str | None:
     if "&" not in text and "<" not in text:
         return None
     hit = ENTITIES.search(text) or TAGS.search(text)
     return f"'{hit.group()[:20]}'" if hit else None
 
 
-def _boilerplate(row: Example) -> str | None:
+def _boilerplate(row: Example, text: str) -> str | None:
     hit = next((hit for answer in answers_of(row) if (hit := BOILERPLATE.search(answer))), None)
     return f"'{hit.group()}'" if hit else None
 
 
-def _placeholder(row: Example) -> str | None:
-    texts = answers_of(row) or (whole_text(row),)
-    return next((f"'{text.strip()}'" for text in texts if text.strip().lower() in PLACEHOLDERS), None)
+def _placeholder(row: Example, text: str) -> str | None:
+    texts = answers_of(row) or (text,)
+    return next((f"'{one.strip()}'" for one in texts if one.strip().lower() in PLACEHOLDERS), None)
 
 
-def _looping(row: Example) -> str | None:
-    return next((why for text in answers_of(row) or (whole_text(row),) if (why := _loop_in(text))), None)
+def _looping(row: Example, text: str) -> str | None:
+    return next((why for one in answers_of(row) or (text,) if (why := _loop_in(one))), None)
 
 
 def _loop_in(text: str) -> str | None:
     words = text.split()
-    if len(words) < LOOP_FROM:
+    if len(words) < LOOP_FROM or len(set(words)) > LOOP_SHARE * len(words) + 3:  # more words make more runs
         return None
     runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     if len(runs) > LOOP_SHARE * (len(words) - 3):
@@ -93,7 +97,7 @@ def _loop_in(text: str) -> str | None:
     return f"'{' '.join(most)[:40]}' {times:,} times"
 
 
-def _copied(row: Example) -> str | None:
+def _copied(row: Example, text: str) -> str | None:
     """A passage is there to be quoted from; a lone question is not."""
     if not isinstance(row, Conversation):
         return None
@@ -104,7 +108,7 @@ def _copied(row: Example) -> str | None:
     return "the whole answer stands in the question" if answer in asked else None
 
 
-def _echoed(row: Example) -> str | None:
+def _echoed(row: Example, text: str) -> str | None:
     if not isinstance(row, Conversation):
         return None
     asked = next((turn.content.strip() for turn in reversed(turns_of(row)) if turn.role == "user"), "")
@@ -112,14 +116,14 @@ def _echoed(row: Example) -> str | None:
     return "the answer begins with the question" if len(asked) >= COPIED_FROM and answer.startswith(asked) else None
 
 
-def _secret(row: Example) -> str | None:
-    found = find_secrets(whole_text(row))
-    return ", ".join(f"{kind} {mask(text)}" for kind, text in found) if found else None
+def _secret(row: Example, text: str) -> str | None:
+    found = find_secrets(text)
+    return ", ".join(f"{kind} {mask(hit)}" for kind, hit in found) if found else None
 
 
-def _personal(row: Example) -> str | None:
-    found = find_personal(whole_text(row))
-    return ", ".join(f"{kind} {mask(text)}" for kind, text in found[:3]) if found else None
+def _personal(row: Example, text: str) -> str | None:
+    found = find_personal(text)
+    return ", ".join(f"{kind} {mask(hit)}" for kind, hit in found[:3]) if found else None
 
 
 ROW_TESTS: tuple[RowTest, ...] = (
@@ -133,14 +137,14 @@ ROW_TESTS: tuple[RowTest, ...] = (
     RowTest(
         "control characters",
         "warning",
-        _found(CONTROLS, lambda hit: f"U+{ord(hit):04X}"),
+        _control,
         "{count} rows hold control characters",
         "Remove them; they are of no use to a reader and seldom in a vocabulary",
     ),
     RowTest(
         "invisible characters",
         "note",
-        _found(INVISIBLE, lambda hit: f"U+{ord(hit):04X}"),
+        _invisible,
         "{count} rows hold characters that nobody sees",
         "Remove them where they carry no meaning: they split words into other tokens",
     ),
