@@ -258,9 +258,15 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[li
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, as_text: bool = False) -> list[list[int]]:
     if not texts:
         return []
-    options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": as_text}
-    lists = {"return_attention_mask": False, "return_token_type_ids": False}
-    return list(tokenizer(list(texts), **options, **lists)["input_ids"])
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": as_text}
+        return list(tokenizer(list(texts), **options)["input_ids"])
+    # What the tokenizer itself would do, without the lists that nobody asked for: they take as long as the ids.
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = as_text
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _last_special(ids: Sequence[int], special: set[int]) -> int | None:
