@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.terminal import describe_bytes, describe_seconds
+from tunesmith.terminal import describe_bytes, describe_count, describe_seconds
 
 if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should come at once
     from tunesmith.data.quality.report import Report
@@ -110,7 +110,7 @@ def report_lines(report: Report) -> list[Text]:
             )
     if not report.findings:
         lines += [Text(), Text("nothing was found", style="green")]
-    counts = ", ".join(f"{report.count(severity):,} {severity}s" for severity in SEVERITY_STYLES)
+    counts = ", ".join(describe_count(report.count(severity), severity) for severity in SEVERITY_STYLES)
     return [*lines, Text(), Text(counts, style="bold")]
 
 
@@ -131,6 +131,7 @@ def token_lines(row: ShownRow, with_ids: bool, is_coloured: bool) -> list[Text]:
         body.append(f"[{shown}]" if trained and not is_coloured else shown, style=KIND_STYLES[piece.kind])
         if with_ids:
             body.append("".join(f"·{token}" for token in piece.ids) + " ", style="dim")
+    body.rstrip()
     return [title, body]
 
 
@@ -154,5 +155,5 @@ def proof_lines(proof: Proof) -> list[str]:
     if proof.num_idle:
         lines.append(f"nothing to train in {proof.num_idle:,} rows: {', '.join(proof.idle)}")
     lines.append("longest   " + ", ".join(f"{origin} ({length:,})" for origin, length in proof.longest))
-    lines.append(f"packing   no padding; a padded batch would hold {proof.padding:.0%} of it")
+    lines.append(f"packing   none is padding, which would be {proof.padding:.0%} of batches of {proof.PADDED_BATCH}")
     return [*lines, *([f"note      {proof.note}"] if proof.note else [])]

@@ -24,6 +24,12 @@ def confirm(question: str) -> bool | None:
     return console.input(f"{question} [Y/n] ", markup=False).strip().lower() in ("", "y", "yes")
 
 
+def describe_count(count: int, noun: str) -> str:
+    """1 -> '1 row', 1234 -> '1,234 rows'."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def describe_bytes(count: float) -> str:
     """1,234,567 -> '1.2 MB', in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):

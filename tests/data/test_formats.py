@@ -120,7 +120,7 @@ def test_what_cannot_be_used(given: list[dict[str, Any]], options: dict[str, Any
 def test_all_bad_rows_are_named() -> None:
     with pytest.raises(InputError) as caught:
         recognise(rows({"text": "", "label": "a"}, {"text": "t", "label": "b"}, {"text": "t", "label": None}))
-    assert "2 problems in 3 rows" in str(caught.value)
+    assert "2 problems in d.jsonl" in str(caught.value)
     assert "d.jsonl:1: 'text'" in str(caught.value)
     assert "d.jsonl:3: 'label'" in str(caught.value)
 

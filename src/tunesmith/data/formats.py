@@ -147,9 +147,7 @@ def recognise(
     columns_of_marks = {mark: mapping.pop(mark) for mark in marks}
     chosen, found = _find_format(first, present, task, mapping)
     examples = Rows()
-    count = 0
     for row in chain([first], stream):
-        count += 1
         try:
             made = _convert(row, chosen, found)
             marked = {mark: _mark(row, column) for mark, column in columns_of_marks.items()}
@@ -159,7 +157,7 @@ def recognise(
         examples.append(made)
         for mark, value in marked.items():
             marks[mark].append(value)
-    problems.settle(f"{count:,} rows")
+    problems.settle(first.origin.file if row.origin.file == first.origin.file else "the data")
     if not examples:
         raise InputError(f"{first.origin.file}: no row can be used; {problems.note()}")
     described = _describe(examples, chosen, found)

@@ -225,7 +225,7 @@ def _refuse_constant(name: str) -> object:
 def _explain_json(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         advice = ". One object per line, in double quotes; `python -m json.tool` shows where it breaks"
-        return f"not valid JSON: {error.msg} at column {error.colno}{advice}"
+        return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{advice}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 from heapq import nlargest
 
 from transformers import PreTrainedTokenizerBase
@@ -15,8 +16,6 @@ from tunesmith.records import Conversation, Examples
 
 SHOWN = 20
 LONGEST_SHOWN = 3
-# Rows that a padded batch would hold; only to say what padding would have cost.
-PADDED_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,7 @@ class Proof:
     num_left_out: int
     padding: float
     note: str = ""
+    PADDED_BATCH: ClassVar[int] = 16
 
     def __str__(self) -> str:
         text = str(self.signal)
@@ -65,8 +65,8 @@ def prove(rows: TokenRows, examples: Examples, tokenizer: PreTrainedTokenizerBas
     def name(index: int) -> str:
         return str(examples.rows[rows.examples[index]].origin)
 
-    for first in range(0, len(lengths), PADDED_BATCH):
-        batch = lengths[first : first + PADDED_BATCH]
+    for first in range(0, len(lengths), Proof.PADDED_BATCH):
+        batch = lengths[first : first + Proof.PADDED_BATCH]
         padded, tokens = padded + max(batch) * len(batch), tokens + sum(batch)
     longest = nlargest(LONGEST_SHOWN, range(len(lengths)), key=lambda index: lengths[index])
     return Proof(

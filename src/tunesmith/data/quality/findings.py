@@ -9,6 +9,7 @@ from typing import Literal
 
 from tunesmith.data.quality.secrets import masked
 from tunesmith.records import Conversation, Example, Judgement, LabelledText, PlainText, Ranking, TaggedWords
+from tunesmith.terminal import describe_count
 
 SHOWN = 20
 EXCERPT = 100  # characters
@@ -61,9 +62,9 @@ class Collector:
         return len(self.rows)
 
     def finding(self, check: str, severity: Severity, summary: str, mend: str) -> Iterable[Finding]:
-        """None when no row was met; `{count}` in the summary is their number."""
+        """None when no row was met; `{rows}` in the summary counts them."""
         if self.rows:
-            words = summary.format(count=f"{len(self.rows):,}")
+            words = summary.format(rows=describe_count(len(self.rows), "row"))
             yield Finding(check, severity, len(self.rows), words, mend, tuple(self.shown), self.rows)
 
 

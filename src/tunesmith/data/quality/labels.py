@@ -10,6 +10,7 @@ import numpy as np
 
 from tunesmith.data.quality.findings import SHOWN, Finding, Shown, show
 from tunesmith.records import Example, LabelledText
+from tunesmith.terminal import describe_count
 
 RARE = 5  # rows; a class with fewer has none to spare for validation and test
 UNEVEN = 20  # times as many rows as the smallest class
@@ -26,25 +27,29 @@ def find_class_faults(counts: Counter[str]) -> Iterator[Finding]:
     pairs = [names for names in alike.values() if len(names) > 1]
     if pairs:
         shown = tuple(
-            Shown("", " / ".join(f"'{name}'" for name in names), ", ".join(f"{counts[name]:,} rows" for name in names))
+            Shown(
+                "",
+                " / ".join(f"'{name}'" for name in names),
+                ", ".join(describe_count(counts[name], "row") for name in names),
+            )
             for names in pairs[:SHOWN]
         )
         yield Finding(
             "class names",
             "error",
             sum(counts[name] for names in pairs for name in names),
-            f"{len(pairs):,} classes are written in more than one way",
+            f"{describe_count(len(pairs), 'class')} written in more than one way",
             "Write each in one way; the model would learn them as different classes",
             shown,
         )
     rare = [name for name, count in sorted(counts.items()) if count < RARE]
     if rare:
-        shown = tuple(Shown("", f"'{name}'", f"{counts[name]:,} rows") for name in rare[:SHOWN])
+        shown = tuple(Shown("", f"'{name}'", describe_count(counts[name], "row")) for name in rare[:SHOWN])
         yield Finding(
             "rare classes",
             "warning",
             sum(counts[name] for name in rare),
-            f"{len(rare):,} classes have fewer than {RARE} rows: too few to learn and to test",
+            f"{describe_count(len(rare), 'class')} with fewer than {RARE} rows: too few to learn and to test",
             "Find more rows, join classes, or leave them out",
             shown,
         )
@@ -89,7 +94,7 @@ def find_label_errors(rows: Sequence[Example], groups: np.ndarray, seed: int = 0
         "label errors",
         "warning",
         len(suspects),
-        f"{len(suspects):,} labels are probably wrong, the likeliest first",
+        f"{describe_count(len(suspects), 'label')} probably wrong, the likeliest first",
         "Look at them in this order; how many of them are is for a person to say",
         tuple(shown),
         array("q", [labelled[at][0] for at in suspects]),

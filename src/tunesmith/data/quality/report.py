@@ -26,7 +26,7 @@ from tunesmith.data.quality.sets import (
 from tunesmith.data.quality.similar import Clusters, Sketches, find_clusters
 from tunesmith.data.quality.texts import ROW_TESTS
 from tunesmith.records import Example, Examples, LabelledText, TaggedWords
-from tunesmith.terminal import Bar
+from tunesmith.terminal import Bar, describe_count
 
 SEVERITIES = ("error", "warning", "note")
 BAR_FROM = 20_000
@@ -162,8 +162,8 @@ def _find_leakage(examples: Examples, test: Examples, keys: Keys, sketches: Sket
     yield from find_leakage(examples.rows, keys, sketches, Test(test.rows, theirs))
     unseen = Counter(name for row in test.rows for name in _classes_of(row) if name not in examples.class_names)
     if unseen:
-        shown = tuple(Shown("", f"'{name}'", f"{count:,} rows") for name, count in unseen.most_common(SHOWN))
-        words = f"{len(unseen):,} classes of the test data have no training row"
+        shown = tuple(Shown("", f"'{name}'", describe_count(count, "row")) for name, count in unseen.most_common(SHOWN))
+        words = f"{describe_count(len(unseen), 'class')} of the test data without a training row"
         yield Finding("unseen classes", "error", sum(unseen.values()), words, "Add rows, or mend the names", shown)
 
 
@@ -209,7 +209,7 @@ def find_long(lengths: list[int], examples: Examples, limit: int, given: str) ->
     yield from long.finding(
         "too long",
         "error" if is_written else "warning",
-        f"{{count}} rows are longer than the {limit:,} tokens that '{given}' takes",
+        f"{{rows}} longer than the {limit:,} tokens that '{given}' takes",
         "Shorten them, or train with --too-long cut or skip" if is_written else "Their ends will be cut off",
     )
 

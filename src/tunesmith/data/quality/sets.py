@@ -26,6 +26,7 @@ from tunesmith.data.quality.similar import Sketches, find_leaks
 from tunesmith.data.split import key_of, normalise
 from tunesmith.data.store import encode
 from tunesmith.records import Conversation, Example, LabelledText
+from tunesmith.terminal import describe_count
 
 CLUSTER_SHOWN = 3  # rows of each cluster
 # An answer to so many different questions, and to so large a share of all, is boilerplate.
@@ -61,6 +62,10 @@ class Keys:
         return np.frombuffer(bytes(self._question), dtype="V16")
 
 
+def count(rows: Sequence[int]) -> str:
+    return describe_count(len(rows), "row")
+
+
 def groups_of(keys: np.ndarray) -> Iterator[list[int]]:
     """Rows with an equal key, two or more, by their first one."""
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
@@ -78,7 +83,7 @@ def find_exact(rows: Sequence[Example], keys: Keys) -> Iterator[Finding]:
             "exact duplicates",
             "warning",
             len(extra),
-            f"{len(extra):,} rows repeat another one to the letter ({len(groups):,} rows stand more than once)",
+            f"{count(extra)} equal to another one to the letter, in {describe_count(len(groups), 'cluster')}",
             "Keep one of each (--fix), unless a row is to weigh more",
             _show_groups(rows, groups),
             extra,
@@ -103,7 +108,7 @@ def find_near(
         "near duplicates",
         "warning",
         len(extra),
-        f"{len(extra):,} rows say nearly the same as another one ({len(real):,} clusters)",
+        f"{count(extra)} nearly equal to another one, in {describe_count(len(real), 'cluster')}",
         "Keep one of each (--fix), or see to it that a cluster stays in one part of the split",
         _show_groups(rows, real),
         array("q", sorted(extra)),
@@ -115,7 +120,7 @@ def _show_groups(rows: Sequence[Example], groups: Sequence[Sequence[int]]) -> tu
     shown: list[Shown] = []
     for number, group in enumerate(groups, 1):
         for index in group[:CLUSTER_SHOWN]:
-            shown.append(show(rows[index], f"cluster {number} of {len(group):,} rows"))
+            shown.append(show(rows[index], f"cluster {number} of {len(group):,}"))
         if len(shown) >= SHOWN:
             break
     return tuple(shown[:SHOWN])
@@ -129,7 +134,7 @@ def find_contradictions(rows: Sequence[Example], keys: Keys) -> Iterator[Finding
     for group in groups_of(keys.question):
         targets: Counter[Any] = Counter(_target(rows[index]) for index in group)
         if len(targets) > 1:
-            found.append((group, ", ".join(f"{target} ({count:,})" for target, count in targets.most_common(5))))
+            found.append((group, ", ".join(f"{target} ({times:,})" for target, times in targets.most_common(5))))
     if found:
         members = array("q", sorted(index for group, _ in found for index in group))
         shown = [show(rows[group[0]], why) for group, why in found[:SHOWN]]
@@ -137,7 +142,7 @@ def find_contradictions(rows: Sequence[Example], keys: Keys) -> Iterator[Finding
             "contradicting labels",
             "error" if _has_classes(rows) else "warning",
             len(members),
-            f"{len(members):,} rows say the same as another one and have another label ({len(found):,} texts)",
+            f"{count(members)} equal to another one that has another label, {describe_count(len(found), 'text')} so",
             "Decide for one label each; no model can learn both",
             tuple(shown),
             members,
@@ -167,9 +172,9 @@ def find_leakage(rows: Sequence[Example], keys: Keys, sketches: Sketches, test: 
     near = find_leaks(rows, sketches, test.rows)
     nearly = np.array([index in near for index in range(len(rows))], dtype=bool) & ~whole & ~question
     kinds = (
-        ("leakage", whole, "stand in the test data to the letter"),
-        ("leakage: same question", question, "have a question of the test data, with another answer or label"),
-        ("leakage: near", nearly, "say nearly the same as a row of the test data"),
+        ("leakage", whole, "found in the test data to the letter"),
+        ("leakage: same question", question, "with a question of the test data, and another answer or label"),
+        ("leakage: near", nearly, "nearly equal to a row of the test data"),
     )
     for check, mask, words in kinds:
         indices = np.flatnonzero(mask).tolist()
@@ -179,7 +184,7 @@ def find_leakage(rows: Sequence[Example], keys: Keys, sketches: Sketches, test: 
                 check,
                 "error",
                 len(indices),
-                f"{len(indices):,} training rows {words}",
+                f"{describe_count(len(indices), 'training row')} {words}",
                 "Take them out of the training data (--fix): scores would be too good",
                 tuple(show(rows[index], why) for index, why in zip(indices[:SHOWN], reasons, strict=True)),
                 array("q", indices),
@@ -210,9 +215,10 @@ class CommonAnswers:
         common = [(key, self._counts[key]) for key in self._first if self._counts[key] >= least]
         if common:
             common.sort(key=lambda pair: -pair[1])
-            total = sum(count for _, count in common)
-            shown = tuple(Shown("", self._first[key], f"{count:,} times") for key, count in common[:SHOWN])
-            words = f"{total:,} rows share {len(common):,} answers, each given to {int(least):,} questions or more"
+            total = sum(times for _, times in common)
+            shown = tuple(Shown("", self._first[key], f"{times:,} times") for key, times in common[:SHOWN])
+            answers = describe_count(len(common), "answer")
+            words = f"{answers} given to {int(least):,} questions or more each, {total:,} rows in all"
             mend = "Thin them out, unless the model is to answer like that as often"
             yield Finding("common answers", "warning", total, words, mend, shown)
 
@@ -238,7 +244,7 @@ class CutAnswers:
             yield from self._open.finding(
                 "cut answers",
                 "warning",
-                "{count} long answers end in the middle of a sentence; "
+                "long answers that end in the middle of a sentence, in {rows}; "
                 f"{self._num_closed / self._num_answers:.0%} of all end with it",
                 "Make them again with a higher limit, or leave them out: the model learns to stop there",
             )
@@ -268,7 +274,7 @@ class Languages:
         yield from strangers.finding(
             "language",
             "warning",
-            f"{{count}} rows are in another language than {main}, in which {sizes[main]:,} rows are",
+            f"{{rows}} in another language than {main}, in which {sizes[main]:,} are",
             "Leave them out, unless the model is to know them",
         )
 
@@ -292,7 +298,7 @@ class Lengths:
         found = np.maximum(np.array(self.counts), 1)
         edges = np.unique(np.geomspace(1, found.max() + 1, bins).astype(np.int64))
         counts, edges = np.histogram(found, edges) if len(edges) > 1 else (np.array([len(found)]), np.array([0, 1]))
-        return [(int(edge), int(count)) for edge, count in zip(edges[1:], counts, strict=True)]
+        return [(int(edge), int(size)) for edge, size in zip(edges[1:], counts, strict=True)]
 
 
 def normalised(rows: Sequence[Example]) -> Iterator[str]:

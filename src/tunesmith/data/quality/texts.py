@@ -36,8 +36,8 @@ Why = Callable[[Example, str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class RowTest:
-    """`why` says of a row and all its text what is the matter, None when nothing; `{count}` of `summary` is the number
-    of rows."""
+    """`why` says of a row and all its text what is the matter, None when nothing; `{rows}` of `summary` counts
+    them."""
 
     check: str
     severity: Severity
@@ -131,77 +131,77 @@ ROW_TESTS: tuple[RowTest, ...] = (
         "encoding damage",
         "warning",
         _damaged,
-        "{count} rows hold letters that were read in a wrong encoding",
+        "letters that were read in a wrong encoding, in {rows}",
         "Export the data again as UTF-8, or read the file with its own --encoding",
     ),
     RowTest(
         "control characters",
         "warning",
         _control,
-        "{count} rows hold control characters",
+        "control characters, in {rows}",
         "Remove them; they are of no use to a reader and seldom in a vocabulary",
     ),
     RowTest(
         "invisible characters",
         "note",
         _invisible,
-        "{count} rows hold characters that nobody sees",
+        "characters that nobody sees, in {rows}",
         "Remove them where they carry no meaning: they split words into other tokens",
     ),
     RowTest(
         "markup",
         "note",
         _marked_up,
-        "{count} rows hold HTML",
+        "HTML, in {rows}",
         "Turn it into plain text, unless the model is to write HTML",
     ),
     RowTest(
         "boilerplate",
         "warning",
         _boilerplate,
-        "{count} answers speak as an assistant of itself, or refuse",
+        "answers that speak as an assistant of itself, or refuse, in {rows}",
         "Leave them out, unless that is what the model is to learn",
     ),
     RowTest(
         "placeholder",
         "warning",
         _placeholder,
-        "{count} rows say nothing",
+        "texts that say nothing, in {rows}",
         "Fill them in, or leave them out",
     ),
     RowTest(
         "repetition",
         "warning",
         _looping,
-        "{count} texts repeat themselves over and over",
+        "texts that repeat themselves over and over, in {rows}",
         "Leave them out: a model that is trained on loops writes loops",
     ),
     RowTest(
         "copied answer",
         "note",
         _copied,
-        "{count} answers stand word for word in their question",
+        "answers that stand word for word in their question, in {rows}",
         "Look at them: the model learns to copy. For a passage to be quoted from that is as it should be",
     ),
     RowTest(
         "echoed question",
         "warning",
         _echoed,
-        "{count} answers begin with their question",
+        "answers that begin with their question, in {rows}",
         "Cut the question off the answer; some exports join the two",
     ),
     RowTest(
         "secrets",
         "error",
         _secret,
-        "{count} rows hold keys or passwords; a tuned model can be made to recite them",
+        "keys or passwords, which a tuned model can be made to recite, in {rows}",
         "Remove them, and revoke those that are real",
     ),
     RowTest(
         "personal data",
         "warning",
         _personal,
-        "{count} rows hold addresses, numbers or accounts of persons",
+        "addresses, numbers or accounts of persons, in {rows}",
         "Remove or replace them, unless you may use them and need to",
     ),
 )
