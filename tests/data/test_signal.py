@@ -23,6 +23,7 @@ PARTS = st.sampled_from(
     ["<|im_end|>", "<|im_start|>", "</s>", "<|im_", "end|>", "user", "\n", " ", "é", "🙂", "a", "<", "|"]
 )
 TEXT = st.lists(PARTS, min_size=1, max_size=8).map("".join).filter(str.strip)
+SOME = settings(max_examples=40, deadline=None)
 TURNS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3)
 # Gemma's way: no system role, an error when there is one. And one that drops it without a word.
 REFUSES_SYSTEM = (
@@ -54,6 +55,7 @@ def chatml() -> PreTrainedTokenizerBase:
     return made
 
 
+@SOME
 @given(TURNS)
 def test_user_text_never_becomes_control_tokens(turns: list[tuple[str, str]]) -> None:
     made = chatml()
@@ -65,6 +67,7 @@ def test_user_text_never_becomes_control_tokens(turns: list[tuple[str, str]]) ->
     )
 
 
+@SOME
 @given(TURNS)
 def test_every_answer_and_its_stop_token_is_trained_once(turns: list[tuple[str, str]]) -> None:
     made = chatml()
@@ -78,6 +81,7 @@ def test_every_answer_and_its_stop_token_is_trained_once(turns: list[tuple[str, 
     assert len(stops) == len(turns)
 
 
+@SOME
 @given(TURNS)
 def test_training_and_inference_render_the_same_ids(turns: list[tuple[str, str]]) -> None:
     made = chatml()
@@ -89,6 +93,7 @@ def test_training_and_inference_render_the_same_ids(turns: list[tuple[str, str]]
         assert row.trained[len(asked)]
 
 
+@SOME
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=2, max_size=5))
 def test_no_label_crosses_a_segment(turns: list[tuple[str, str]]) -> None:
     """Each row packed by itself judges the same tokens as packed with others."""
@@ -102,7 +107,7 @@ def test_no_label_crosses_a_segment(turns: list[tuple[str, str]]) -> None:
         assert place + 1 not in starts, "the token that is judged is of the row that it is judged from"
 
 
-@settings(deadline=None)
+@SOME
 @given(TURNS, st.integers(10, 120))
 def test_cutting_keeps_the_answer_or_refuses(turns: list[tuple[str, str]], limit: int) -> None:
     made = chatml()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 from heapq import nlargest
+from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 

@@ -11,16 +11,16 @@ from collections import Counter
 
 # Words that are frequent in one of these languages and rare in the others.
 SMALL_WORDS: dict[str, str] = {
-    "English": "the and of is that was with for it this are have not you from they which would there been",
+    "English": "the and of to is that was with for it this are have not you from they which would there been its but",
     "German": "der die und das ist nicht ein eine mit für auf sich dem auch wird werden wir ich sie oder",
     "French": "les des est une dans qui pour pas sur avec sont cette mais vous nous être aux leur ont je",
-    "Spanish": "el los las una por con para es como pero más este muy del está son todo hay su yo",
-    "Italian": "il che di non una per sono del della con anche gli più questo come nel alla dei ma si",
+    "Spanish": "el los las una por con para es como pero más este muy del está todo hay su yo también",
+    "Italian": "il che di una sono del della con anche gli più questo nel alla dei ma si perché della essere",
     "Portuguese": "não uma os com para mais dos como foi ao ele das seu sua ou quando muito já também são",
-    "Dutch": "het een van niet dat zijn voor met aan ook wordt maar bij naar door heeft deze werd hij geen",
-    "Swedish": "och att det som är för inte med har till den ett kan från jag om eller var ska men",
-    "Polish": "nie się jest na to że jak ale przez dla tym jego czy tylko było są być już oraz po",
-    "Turkish": "bir ve bu için ile çok daha olarak gibi değil sonra ama kadar olan ne her ben var mi en",
+    "Dutch": "het een niet dat zijn voor aan ook wordt maar bij naar heeft deze werd hij geen hebben worden",
+    "Swedish": "och att det som är för inte med har den ett kan från jag eller ska mycket också",
+    "Polish": "nie się jest że ale przez dla tym jego czy tylko było są być już oraz także który może",
+    "Turkish": "bir ve bu için çok daha olarak gibi değil sonra ama kadar olan diye bile bütün artık",
 }
 _LANGUAGES_OF: dict[str, set[str]] = {}
 for _language, _words in SMALL_WORDS.items():

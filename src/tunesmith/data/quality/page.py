@@ -6,8 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tunesmith.data.quality.report import Report
+from tunesmith.data.quality.report import SEVERITIES, Report
 from tunesmith.storage import write_text
+from tunesmith.terminal import describe_count
 
 
 def write_page(path: Path, data: str, report: Report) -> None:
@@ -23,7 +24,7 @@ def write_page(path: Path, data: str, report: Report) -> None:
         data=data,
         card=report.card,
         findings=report.findings,
-        counts={severity: report.count(severity) for severity in ("error", "warning", "note")},
+        counts=[describe_count(report.count(severity), severity) for severity in SEVERITIES],
         lengths=[(edge, count, count / most) for edge, count in report.lengths],
         classes=_shares(report),
     )
