@@ -180,6 +180,10 @@ class DataConfig(SourceConfig):
     """What is learned from, and how it is divided."""
 
     model: str = Field(description="Model: a catalogue name, a folder, or a hub name.")
+    weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(split_mapping)] = Field(
+        default_factory=dict,
+        description="How often training rows of a file are seen, for example faq.jsonl=3,chat.jsonl=0.5; once else.",
+    )
     max_train_samples: int | None = Field(None, gt=0, description="Use at most so many training rows.")
     max_validation_samples: int | None = Field(None, gt=0, description="Use at most so many validation rows.")
     max_test_samples: int | None = Field(None, gt=0, description="Use at most so many test rows.")

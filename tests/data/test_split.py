@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data import sources
-from tunesmith.data.split import normalise, split, split_given, take
+from tunesmith.data.split import normalise, split, split_given, take, weigh
+from tunesmith.data.store import Rows
 from tunesmith.errors import InputError
-from tunesmith.records import Examples, LabelledText, Split
+from tunesmith.records import Examples, LabelledText, Origin, Split
 
 
 def labelled(count: int, classes: str = "ab", repeats: int = 1) -> Examples:
@@ -135,3 +136,20 @@ def test_many_small_classes_reach_every_part() -> None:
 def test_too_few_rows() -> None:
     with pytest.raises(InputError, match=r"3 rows are too few: divided into train 80%, validation 10%, test 10%"):
         split(sources.load([{"prompt": f"q{i}", "completion": "a"} for i in range(3)]), 0)
+
+
+def test_files_weigh_as_asked() -> None:
+    rows = Rows(
+        LabelledText(f"{name} {number}", "ab"[number % 2], Origin(name, number))
+        for name in ("one", "two", "three")
+        for number in range(200)
+    )
+    examples = Examples("classification", rows, ("a", "b"), "", rows.fingerprint)
+    weighed = weigh(examples, {"one": 2.0, "two": 0.5}, 0)
+    counts = Counter(row.origin.file for row in weighed.rows)
+    assert counts["one"] == 400
+    assert 70 <= counts["two"] <= 130
+    assert counts["three"] == 200
+    assert weigh(examples, {"one": 2.0, "two": 0.5}, 0) == weighed
+    with pytest.raises(InputError, match="no training row is of 'on': did you mean 'one'"):
+        weigh(examples, {"on": 2.0}, 0)

@@ -16,7 +16,7 @@ from tunesmith.data import sources
 from tunesmith.data.pack import epoch_batches, pack, token_batches
 from tunesmith.data.tokenize import encode_texts, measure, prompt_ids, stop_token_ids, tokenize
 from tunesmith.errors import InputError
-from tunesmith.models.load import PLAIN_TEMPLATE
+from tunesmith.models.load import PLAIN_TEMPLATE, load_tokenizer
 from tunesmith.records import Conversation, Message, TokenizedExample
 
 CHATML = (
@@ -179,3 +179,16 @@ def test_the_catalogues_decoder_is_taught_its_stop_token(tmp_path: Path) -> None
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
     )
     assert made.pad_token_id not in stop_token_ids(made) or made.pad_token_id != made.eos_token_id
+
+
+def test_a_plain_template_begins_as_the_tokenizer_does(tmp_path: Path) -> None:
+    made = make_tokenizer()  # puts <s> before every text
+    made.chat_template = None
+    made.save_pretrained(tmp_path / "with")
+    loaded = load_tokenizer(str(tmp_path / "with"), "with", "generation")
+    row = tokenize(sources.load([{"prompt": "w5", "completion": "w6"}]), loaded, 100)[0]
+    assert row.input_ids == (1, 5, 6, 2)
+    without = byte_tokenizer(CHATML)
+    without.chat_template = None
+    without.save_pretrained(tmp_path / "without")
+    assert load_tokenizer(str(tmp_path / "without"), "without", "generation").chat_template == PLAIN_TEMPLATE

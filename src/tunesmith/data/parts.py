@@ -7,7 +7,7 @@ from pathlib import Path
 from tunesmith.config import DataConfig, SourceConfig
 from tunesmith.data import sources
 from tunesmith.data.quality.report import check
-from tunesmith.data.split import split, split_given, take
+from tunesmith.data.split import split, split_given, take, weigh
 from tunesmith.errors import InputError
 from tunesmith.records import TASKS, Examples, Split, Task
 
@@ -51,6 +51,8 @@ def split_examples(examples: Examples, config: DataConfig, quiet: bool = True) -
         take(parts.validation, config.max_validation_samples, config.seed),
         take(parts.test, config.max_test_samples, config.seed),
     ]
+    if config.weights:
+        taken[0] = weigh(taken[0], config.weights, config.seed)
     used = ", ".join(
         f"{name} {len(part.rows):,}" for name, part in zip(("train", "validation", "test"), taken, strict=True)
     )

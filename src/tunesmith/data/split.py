@@ -7,13 +7,13 @@ import random
 import unicodedata
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from tunesmith.data.quality.similar import Clusters, Sketches, cluster, find_leaks
 from tunesmith.data.store import Subset
-from tunesmith.errors import InputError
+from tunesmith.errors import InputError, nearest
 from tunesmith.records import Conversation, Example, Examples, LabelledText, PlainText, Split, TaggedWords
 
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -101,6 +101,26 @@ def take(examples: Examples, max_samples: int | None, seed: int) -> Examples:
     if max_samples is None or len(examples.rows) <= max_samples:
         return examples
     return _subset(examples, sorted(_interleave(examples, seed)[:max_samples]))
+
+
+def weigh(examples: Examples, weights: Mapping[str, float], seed: int) -> Examples:
+    """Rows of each named file so many times: all of them for each whole number, a random share for the rest.
+
+    Raises:
+        InputError: a file that no row is of.
+    """
+    files = list(dict.fromkeys(row.origin.file for row in examples.rows))
+    unknown = next((name for name in weights if name not in files), None)
+    if unknown is not None:
+        raise InputError(f"weights: no training row is of '{unknown}': {nearest(unknown, files)}")
+    draw = random.Random(f"{seed}/weigh")
+    indices: list[int] = []
+    for index, row in enumerate(examples.rows):
+        weight = weights.get(row.origin.file, 1.0)
+        indices += [index] * (int(weight) + (draw.random() < weight % 1))
+    if not indices:
+        raise InputError("weights: no training row is left. Give larger ones")
+    return _subset(examples, indices)
 
 
 def normalise(row: Example) -> str:

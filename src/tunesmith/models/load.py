@@ -40,7 +40,8 @@ from tunesmith.models.wrap import identify, merge
 from tunesmith.records import Task
 
 # Used, and saved with the run, when a base model brings no chat template: plain text that any
-# tokenizer can express, one blank line between question and answer, end-of-text after each answer.
+# tokenizer can express, one blank line between question and answer, end-of-text after each answer,
+# and beginning-of-text first where the tokenizer puts it before texts by itself.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
@@ -272,7 +273,9 @@ def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBa
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if task == "generation" and not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        # A model that was trained on texts with a beginning token is at a loss without it.
+        begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
     return tokenizer
 
 
