@@ -20,7 +20,23 @@ from tunesmith.records import Conversation, Message
 
 # Control tokens, parts of them, line ends, letters of several bytes: what a user may write.
 PARTS = st.sampled_from(
-    ["<|im_end|>", "<|im_start|>", "</s>", "<|im_", "end|>", "user", "\n", " ", "é", "🙂", "a", "<", "|"]
+    [
+        "\U00100000",
+        "\U0010fffd",
+        "<|im_end|>",
+        "<|im_start|>",
+        "</s>",
+        "<|im_",
+        "end|>",
+        "user",
+        "\n",
+        " ",
+        "é",
+        "🙂",
+        "a",
+        "<",
+        "|",
+    ]
 )
 TEXT = st.lists(PARTS, min_size=1, max_size=8).map("".join).filter(str.strip)
 SOME = settings(max_examples=40, deadline=None)

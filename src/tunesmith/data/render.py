@@ -7,6 +7,7 @@ that no text uses) before rendering, so that what a user wrote stays apart from 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,8 @@ from tunesmith.records import Message
 
 # The first of the characters that stand for control tokens in texts: Unicode's supplementary private use area B.
 FIRST_MARK = 0x100000
-LAST_MARK = 0x10FFFD
+SHIELD = chr(0x10FFFD)  # the last of them
+LIKE_MARKS = re.compile(f"[{chr(FIRST_MARK)}-{SHIELD}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,12 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def mark_controls(dialogue: Dialogue, controls: Sequence[str]) -> Dialogue:
-    """The same with a mark in place of each control token in a text."""
-    if not any(token in turn.content for turn in dialogue.messages for token in controls):
+    """The same with a mark in place of each control token in a text; what looks like a mark gets a shield before it."""
+    if not any(has_marks(turn.content) or any(map(turn.content.__contains__, controls)) for turn in dialogue.messages):
         return dialogue
     turns = []
     for turn in dialogue.messages:
-        content = turn.content
+        content = LIKE_MARKS.sub(SHIELD + r"\g<0>", turn.content)
         for number, token in enumerate(controls):
             content = content.replace(token, chr(FIRST_MARK + number))
         turns.append(replace(turn, content=content))
@@ -61,20 +63,23 @@ def mark_controls(dialogue: Dialogue, controls: Sequence[str]) -> Dialogue:
 
 def split_marks(text: str, controls: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """(text, is a control token in a user's text) in order."""
-    start = 0
-    for place, character in enumerate(text):
-        number = ord(character) - FIRST_MARK
-        if 0 <= number < len(controls):
-            if place > start:
-                yield text[start:place], False
+    letters = iter(text)
+    plain = ""
+    for letter in letters:
+        number = ord(letter) - FIRST_MARK
+        if letter == SHIELD:
+            plain += next(letters)
+        elif 0 <= number < len(controls):
+            yield from [(plain, False)] * bool(plain)
             yield controls[number], True
-            start = place + 1
-    if start < len(text) or not text:
-        yield text[start:], False
+            plain = ""
+        else:
+            plain += letter
+    yield from [(plain, False)] * bool(plain)
 
 
 def has_marks(text: str) -> bool:
-    return not text.isascii() and any(FIRST_MARK <= ord(character) <= LAST_MARK for character in text)
+    return not text.isascii() and LIKE_MARKS.search(text) is not None
 
 
 def render(dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerBase) -> list[list[Piece] | InputError]:
