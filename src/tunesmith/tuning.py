@@ -23,6 +23,7 @@ import torch
 from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
 from tunesmith.data.parts import load_split
 from tunesmith.data.signal import Proof, prove, refuse_broken
+from tunesmith.data.split import places_of
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
@@ -39,7 +40,7 @@ from tunesmith.models.load import (
 )
 from tunesmith.models.prefix import cached_prefix
 from tunesmith.records import Split, TokenizedExample
-from tunesmith.runs.folder import CHECKPOINTS, FROZEN, MANIFEST, METRICS, how_to_go_on, locked
+from tunesmith.runs.folder import CHECKPOINTS, FROZEN, MANIFEST, METRICS, SPLIT, how_to_go_on, locked
 from tunesmith.runs.inputs import describe_inputs
 from tunesmith.runs.place import Place, begin, choose_place
 from tunesmith.runs.run import Run
@@ -54,7 +55,7 @@ from tunesmith.runtime import (
     versions,
 )
 from tunesmith.signals import listening
-from tunesmith.storage import describe_files, explained, write_json
+from tunesmith.storage import describe_files, explained, write_json, write_text
 from tunesmith.terminal import say
 from tunesmith.train.checkpoint import estimate_bytes, find_newest, step_of
 from tunesmith.train.clock import Clock
@@ -305,6 +306,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
     network = prepared.network
     prepared.method.saving.save(network, folder)
     network.tokenizer.save_pretrained(folder)
+    write_text(folder / SPLIT, json.dumps({"note": prepared.split.note, **places_of(prepared.split)}) + "\n")
     readme = folder / "README.md"
     readme.unlink(missing_ok=True)  # PEFT's model card is a form with every field left open
     num_trained, total = count_parameters(network)

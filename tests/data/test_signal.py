@@ -200,9 +200,8 @@ def test_a_planted_fault_is_seen(
     plant: Callable[[pytest.MonkeyPatch], None], prop: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    with pytest.raises(BaseException) as caught:  # noqa: PT011 - hypothesis groups the failures of several examples
+    with pytest.raises((AssertionError, BaseExceptionGroup)):  # hypothesis groups failures that differ
         prop()
-    assert not isinstance(caught.value, KeyboardInterrupt)
 
 
 # What a template may do to a conversation

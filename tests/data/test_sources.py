@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.data import sources
+from tunesmith.data.readers import READERS, Reader
 from tunesmith.errors import InputError
+from tunesmith.records import RawRow
 
 # Everything a text may hold; half characters cannot be written as UTF-8.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -45,6 +47,18 @@ def test_jsonl_and_json_keep_every_character(tmp_path: Path, rows: list[tuple[st
     (tmp_path / "d.jsonl").write_text(lines, encoding="utf-8", newline="")
     (tmp_path / "d.json").write_text(json.dumps(objects, indent=1), encoding="utf-8", newline="")
     assert fields(tmp_path / "d.jsonl") == fields(tmp_path / "d.json") == rows
+
+
+def test_a_reader_that_changes_a_character_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = READERS[".csv"].read
+
+    def stripping(*given: Any) -> Any:
+        for row in original(*given):
+            yield RawRow({key: str(value).strip() for key, value in row.fields.items()}, row.origin)
+
+    monkeypatch.setitem(READERS, ".csv", Reader(stripping))
+    with pytest.raises((AssertionError, BaseExceptionGroup)):
+        test_csv_keeps_every_character(tmp_path=tmp_path)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

@@ -314,6 +314,9 @@ def test_the_run_folder_is_complete(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "validation_loss" in line] == [0, len(steps) // 2, len(steps)]
     kept = {f"step-{run.outcome['best_step']}", f"step-{run.outcome['steps']}"}
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == kept
+    divided = json.loads((run.folder / "split.json").read_text())
+    lines_of = [set(divided[part]["<rows>"]) for part in ("train", "validation", "test")]
+    assert len(set().union(*lines_of)) == sum(map(len, lines_of)) == len(rows_of("classification"))
     assert not list(run.folder.rglob("*.partial"))
     suffixes = {path.suffix for path in run.folder.rglob("*") if path.is_file() and path.name != ".lock"}
     assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".jinja"}, "no pickle, nothing foreign"

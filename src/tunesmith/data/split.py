@@ -103,6 +103,17 @@ def take(examples: Examples, max_samples: int | None, seed: int) -> Examples:
     return _subset(examples, sorted(_interleave(examples, seed)[:max_samples]))
 
 
+def places_of(parts: Split) -> dict[str, dict[str, list[int]]]:
+    """Which rows each part has: lines by file, in order."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for name in PARTS:
+        lines: dict[str, list[int]] = {}
+        for row in getattr(parts, name).rows:
+            lines.setdefault(row.origin.file, []).append(row.origin.line)
+        found[name] = lines
+    return found
+
+
 def weigh(examples: Examples, weights: Mapping[str, float], seed: int) -> Examples:
     """Rows of each named file so many times: all of them for each whole number, a random share for the rest.
 

@@ -2,6 +2,7 @@
 
 config.yaml      every key with its value
 inputs.json      what decides the course of the training: data, model, versions, ...
+split.json       which rows trained, validated and tested: lines by file
 metrics.jsonl    one line per step and evaluation
 checkpoints/     step-N/, to go on from
 manifest.json    written last; a folder without it is not a finished run
@@ -28,6 +29,7 @@ MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
+SPLIT = "split.json"
 CHECKPOINTS = "checkpoints"
 FROZEN = "frozen-states"
 LOCK, OWNER = ".lock", ".owner.json"
