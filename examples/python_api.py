@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
         method="lora",
         output=folder / "sentiment",
         max_train_samples=400,
-        num_train_epochs=2,
+        num_train_epochs=1,
         max_validation_samples=100,
         quiet=True,
     )
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
         data=questions,
         method="lora",
         output=folder / "answers",
-        max_steps=8,
+        max_steps=4,
         per_device_train_batch_size=8,
         quiet=True,
     )
