@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
         method="lora",
         output=folder / "sentiment",
         max_train_samples=400,
-        num_train_epochs=1,
+        num_train_epochs=2,
         max_validation_samples=100,
         quiet=True,
     )

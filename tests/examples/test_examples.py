@@ -25,7 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.fetch
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("default")  # jupyter's own
 def test_the_notebook_runs_from_top_to_bottom(place: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "fine_tuning.ipynb", as_version=4)

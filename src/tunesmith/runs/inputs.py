@@ -122,7 +122,7 @@ def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
     A key that the run was begun without, by an older version, then had what is its default now.
     """
-    defaults = {key: field.get_default() for key, field in TuneConfig.model_fields.items()}
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in TuneConfig.model_fields.items()}
     whole = {**{key: defaults.get(key, value) for key, value in now.items()}, **before}
     keys = [key for key in whole if key not in TOLD and _core(whole[key]) != _core(now.get(key))]
     return {key: _difference(key, whole[key], now.get(key)) for key in keys}
