@@ -35,6 +35,7 @@ LEVELS = (
     ("models",),
     ("data",),
     ("assets", "config", "runtime", "chips"),
+    ("pages",),
     ("storage",),
     ("terminal", "signals"),
     ("records", "errors"),

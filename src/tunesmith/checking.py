@@ -11,7 +11,7 @@ from tunesmith.config import CheckConfig, TokensConfig
 from tunesmith.data.clean import write_clean
 from tunesmith.data.parts import load_examples
 from tunesmith.data.quality.findings import Finding
-from tunesmith.data.quality.page import write_page
+from tunesmith.data.quality.page import write_report
 from tunesmith.data.quality.report import Report, check, find_long
 from tunesmith.data.signal import Proof, prove
 from tunesmith.data.tokenize import tokenize
@@ -55,7 +55,7 @@ def check_data(config: CheckConfig) -> Checked:
         report = replace(report, card={**report.card, "licence": assets.DATASETS[config.data].licence})
     written: list[Path] = []
     if config.output is not None:
-        write_page(config.output, config.data, report)
+        write_report(config.output, config.data, report)
         written.append(config.output)
     if config.fix:
         written += write_clean(config.data, examples, report.removable, config.encoding)

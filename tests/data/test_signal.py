@@ -134,7 +134,7 @@ def test_cutting_keeps_the_answer_or_refuses(turns: list[tuple[str, str]], limit
     except InputError:
         return  # what stands outside of the question is longer than the limit
     assert len(row.input_ids) <= limit
-    assert taught(row, made)[-1] == f"{turns[-1][1]}<|im_end|>"
+    assert taught(row, made)[-1:] == [f"{turns[-1][1]}<|im_end|>"]
     kept = taught(row, made)
     assert kept == taught(whole, made)[-len(kept) :], "answers are kept whole or left out"
     assert row.num_cut == len(whole.input_ids) - len(row.input_ids)

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -96,7 +97,25 @@ class Blobs:
             before = end
 
 
-class Rows(Sequence[Example]):
+class _Stored(Sequence[Example]):
+    """What rows have in common wherever they lie: those that say the same are equal."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 over what the rows say, not over where they stand."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Stored) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __reduce__(self) -> tuple[type[Rows], tuple[tuple[Example, ...]]]:
+        return Rows, (tuple(self),)  # for another process, which does not have the file
+
+
+class Rows(_Stored):
     """Examples in the order in which they were appended; each is made anew when asked for."""
 
     def __init__(self, rows: Iterable[Example] = ()) -> None:
@@ -118,20 +137,10 @@ class Rows(Sequence[Example]):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over what the rows say, not over where they stand."""
         return self._digest.hexdigest()
 
     def origin(self, index: int) -> Origin:
         return Origin(self._files[self._file_of[index]], self._line_of[index])
-
-    def __reduce__(self) -> tuple[type[Rows], tuple[tuple[Example, ...]]]:
-        return Rows, (tuple(self),)  # for another process, which does not have the file
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rows | Subset) and self.fingerprint == other.fingerprint
-
-    def __hash__(self) -> int:
-        return hash(self.fingerprint)
 
     def __len__(self) -> int:
         return len(self._blobs)
@@ -147,26 +156,19 @@ class Rows(Sequence[Example]):
         return decode(self._blobs[place], self.origin(place))
 
 
-class Subset(Sequence[Example]):
+class Subset(_Stored):
     """Some rows of a sequence, in an order of their own; nothing is copied."""
-
-    fingerprint: str
 
     def __init__(self, rows: Sequence[Example], indices: Iterable[int]) -> None:
         self._rows, self.indices = rows, array("q", indices)
         digest = hashlib.sha256()
         for row in self:
             digest.update(encode(row) + b"\n")
-        self.fingerprint = digest.hexdigest()
+        self._fingerprint = digest.hexdigest()
 
-    def __reduce__(self) -> tuple[type[Rows], tuple[tuple[Example, ...]]]:
-        return Rows, (tuple(self),)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rows | Subset) and self.fingerprint == other.fingerprint
-
-    def __hash__(self) -> int:
-        return hash(self.fingerprint)
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
     def __len__(self) -> int:
         return len(self.indices)

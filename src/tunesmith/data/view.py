@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.signal import Proof
+from tunesmith.pages import write_page
 from tunesmith.records import TokenizedExample
-from tunesmith.storage import write_text
 
 Kind = Literal["trained", "context", "special", "trained special"]
 # A character may take so many tokens, each a part of its bytes.
@@ -68,13 +67,6 @@ def _pieces(row: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 
 def write_view(path: Path, model: str, data: str, proof: Proof, rows: Sequence[ShownRow]) -> None:
-    """Writes the page: no script, no network, light and dark."""
-    environment = Environment(
-        loader=PackageLoader("tunesmith.data", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("view.html.j2").render(model=model, data=data, proof=proof, rows=rows)
-    write_text(path, page)
+    """Writes the page."""
+    values = {"model": model, "data": data, "proof": proof, "rows": rows}
+    write_page(path, "tunesmith.data", "view.html.j2", values)

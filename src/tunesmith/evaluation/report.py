@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tunesmith.evaluation import plots
-from tunesmith.storage import write_text
+from tunesmith.pages import write_page
 from tunesmith.terminal import describe_bytes
 
 TEMPLATE = "report.html.j2"
@@ -18,22 +17,15 @@ TEMPLATE = "report.html.j2"
 
 def write_report(path: Path, comparison: Mapping[str, Any]) -> None:
     """Writes the page for a comparison as it stands in comparison.json."""
-    environment = Environment(
-        loader=PackageLoader("tunesmith.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": interval, "bytes": size, "seconds": seconds, "count": count}
-    page = environment.get_template(TEMPLATE).render(
+    values = {
         **comparison,
-        metrics=metric_names(comparison),
-        pictures={name: Markup(svg) for name, svg in draw(comparison).items()},  # noqa: S704 (escaped in plots)
-        done=[system for system in comparison["systems"] if not system["error"]],
-        failed=[system for system in comparison["systems"] if system["error"]],
-    )
-    write_text(path, page)
+        "metrics": metric_names(comparison),
+        "pictures": {name: Markup(svg) for name, svg in draw(comparison).items()},  # noqa: S704 (escaped in plots)
+        "done": [system for system in comparison["systems"] if not system["error"]],
+        "failed": [system for system in comparison["systems"] if system["error"]],
+    }
+    filters: dict[str, Callable[..., str]] = {"interval": interval, "bytes": size, "seconds": seconds, "count": count}
+    write_page(path, "tunesmith.evaluation", TEMPLATE, values, filters)
 
 
 def draw(comparison: Mapping[str, Any]) -> dict[str, str]:

@@ -1,34 +1,25 @@
-"""The report as one self-contained HTML page: no script, no network, light and dark."""
+"""The report as one page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from tunesmith.data.quality.report import SEVERITIES, Report
-from tunesmith.storage import write_text
+from tunesmith.pages import write_page
 from tunesmith.terminal import describe_count
 
 
-def write_page(path: Path, data: str, report: Report) -> None:
-    environment = Environment(
-        loader=PackageLoader("tunesmith.data.quality", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def write_report(path: Path, data: str, report: Report) -> None:
     most = max((count for _, count in report.lengths), default=1)
-    page = environment.get_template("page.html.j2").render(
-        data=data,
-        card=report.card,
-        findings=report.findings,
-        counts=[describe_count(report.count(severity), severity) for severity in SEVERITIES],
-        lengths=[(edge, count, count / most) for edge, count in report.lengths],
-        classes=_shares(report),
-    )
-    write_text(path, page)
+    values = {
+        "data": data,
+        "card": report.card,
+        "findings": report.findings,
+        "counts": [describe_count(report.count(severity), severity) for severity in SEVERITIES],
+        "lengths": [(edge, count, count / most) for edge, count in report.lengths],
+        "classes": _shares(report),
+    }
+    write_page(path, "tunesmith.data.quality", "page.html.j2", values)
 
 
 def _shares(report: Report) -> list[tuple[str, int, float]]:
