@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tunesmith import assets
-from tunesmith.data import sources
+from tunesmith.data import sources, tokens
 from tunesmith.data.pack import epoch_batches, pack, token_batches
 from tunesmith.data.tokenize import encode_texts, measure, prompt_ids, stop_token_ids, tokenize
 from tunesmith.errors import InputError
@@ -192,3 +193,19 @@ def test_a_plain_template_begins_as_the_tokenizer_does(tmp_path: Path) -> None:
     without.chat_template = None
     without.save_pretrained(tmp_path / "without")
     assert load_tokenizer(str(tmp_path / "without"), "without", "generation").chat_template == PLAIN_TEMPLATE
+
+
+def test_tokens_are_kept_by_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other rows, another template: other tokens. Rows without a fingerprint are never taken for others."""
+    monkeypatch.setattr(tokens, "KEPT_FROM", 1)
+    monkeypatch.setattr(tokens, "cache_root", lambda: tmp_path)
+    made = byte_tokenizer(CHATML)
+    one, other = (sources.load([{"prompt": "q", "completion": answer}]) for answer in ("one", "other"))
+    first = list(tokenize(one, made, 1000))
+    assert len(list((tmp_path / "tokens").iterdir())) == 1
+    assert list(tokenize(one, made, 1000)) == first
+    assert list(tokenize(other, made, 1000)) != first
+    nameless = [replace(examples, fingerprint="") for examples in (one, other)]
+    assert list(tokenize(nameless[0], made, 1000)) == first
+    assert list(tokenize(nameless[1], made, 1000)) != first
+    assert len(list((tmp_path / "tokens").iterdir())) == 2

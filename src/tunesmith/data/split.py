@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from tunesmith.data.quality.similar import Clusters, Sketches, cluster, find_leaks
+from tunesmith.data.quality.similar import Clusters, Sketches, cluster, find_clusters, find_leaks
 from tunesmith.data.store import Subset
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Conversation, Example, Examples, LabelledText, PlainText, Split, TaggedWords
@@ -76,9 +76,10 @@ def split_given(
             raise InputError(
                 f"{row.origin}: label '{row.target}' is not among the training labels: {', '.join(train.class_names)}"
             )
-    clusters = cluster(train.rows) if clusters is None else clusters
+    sketches = Sketches.filled(train.rows)
+    clusters = find_clusters(train.rows, sketches) if clusters is None else clusters
     seen = {key_of(row) for row in test.rows}
-    near = find_leaks(train.rows, Sketches.filled(train.rows), test.rows)
+    near = find_leaks(train.rows, sketches, test.rows)
     kept = [index for index, row in enumerate(train.rows) if key_of(row) not in seen and index not in near]
     if not kept:
         raise InputError("every training row stands in the test data too, so nothing is left to train on")

@@ -25,7 +25,7 @@ from tunesmith.data.render import (
     render,
     split_marks,
 )
-from tunesmith.data.tokens import Signal, TokenRows, find_kept, keep, name_of
+from tunesmith.data.tokens import Signal, TokenRows, find_kept, is_kept, keep, name_of
 from tunesmith.errors import InputError
 from tunesmith.records import Conversation, Example, Examples, LabelledText, Message, TokenizedExample
 from tunesmith.terminal import Bar
@@ -61,10 +61,10 @@ def tokenize(
     Raises:
         InputError: rows that are too long, or whose template cannot be followed; each named by file and line.
     """
-    name = name_of(examples, tokenizer, max_length, too_long)
-    rows = find_kept(examples, name)
-    if rows is not None:
-        return rows
+    kept_as = name_of(examples, tokenizer, max_length, too_long) if is_kept(examples) else ""
+    kept = find_kept(examples, kept_as) if kept_as else None
+    if kept is not None:
+        return kept
     rows = TokenRows()
     encoder = _Encoder(tokenizer, max_length, too_long, {name: at for at, name in enumerate(examples.class_names)})
     with Bar("tokens", len(examples.rows), quiet or len(examples.rows) < BAR_FROM) as bar:
@@ -77,7 +77,8 @@ def tokenize(
         encoder.refuse(len(examples.rows))
     if not rows:
         raise InputError(f"every row is longer than {max_length:,} tokens. Raise --max-length")
-    keep(rows, examples, name)
+    if kept_as:
+        keep(rows, kept_as)
     return rows
 
 

@@ -73,8 +73,8 @@ class TokenRows(Sequence[TokenizedExample]):
     ) -> None:
         """`trained` may be empty when nothing is."""
         ids_T = np.asarray(ids, dtype=np.int32)
-        trained_N = ids_T[np.asarray(trained, dtype=bool)] if trained else _NOTHING
-        signed_T = np.where(np.asarray(trained, dtype=bool), ~ids_T, ids_T) if trained else ids_T
+        trained_T = np.asarray(trained, dtype=bool) if trained else np.zeros(len(ids_T), dtype=bool)
+        trained_N, signed_T = ids_T[trained_T], np.where(trained_T, ~ids_T, ids_T)
         self._blobs.append(signed_T.tobytes())
         self._targets.append(target)
         self.cuts.append(cut)
@@ -139,13 +139,15 @@ class TokenRows(Sequence[TokenizedExample]):
         return made
 
 
-_NOTHING = np.empty(0, dtype=np.int32)
+def is_kept(examples: Examples) -> bool:
+    """Whether there are enough rows; and those without a fingerprint cannot be told from others."""
+    return len(examples.rows) >= KEPT_FROM and bool(examples.fingerprint)
 
 
 def find_kept(examples: Examples, name: str) -> TokenRows | None:
     """The tokenized rows of an earlier run, when there are any and they are whole."""
     folder = cache_root() / "tokens" / name
-    if len(examples.rows) < KEPT_FROM or not (folder / SEAL).is_file():
+    if not (folder / SEAL).is_file():
         return None
     try:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
@@ -156,10 +158,10 @@ def find_kept(examples: Examples, name: str) -> TokenRows | None:
         return None
 
 
-def keep(rows: TokenRows, examples: Examples, name: str) -> None:
+def keep(rows: TokenRows, name: str) -> None:
     """For the next run; what does not fit on the disk is not kept."""
     folder = cache_root() / "tokens" / name
-    if len(examples.rows) < KEPT_FROM or folder.exists():
+    if folder.exists():
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunesmith.data.quality.findings import SHOWN, Collector, Finding, Shown, show, whole_text
+from tunesmith.data.quality.findings import SHOWN, Collector, Finding, Shown, whole_text
 from tunesmith.data.quality.labels import find_class_faults, find_label_errors
 from tunesmith.data.quality.sets import (
     CommonAnswers,
@@ -212,8 +212,3 @@ def find_long(lengths: list[int], examples: Examples, limit: int, given: str) ->
         f"{{rows}} longer than the {limit:,} tokens that '{given}' takes",
         "Shorten them, or train with --too-long cut or skip" if is_written else "Their ends will be cut off",
     )
-
-
-def rows_shown(report: Report, examples: Examples) -> dict[int, Shown]:
-    """What `--fix` leaves out, row by row."""
-    return {index: show(examples.rows[index], why) for index, why in report.removable.items()}

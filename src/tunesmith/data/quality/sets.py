@@ -23,7 +23,7 @@ from tunesmith.data.quality.findings import (
 )
 from tunesmith.data.quality.languages import guess_language
 from tunesmith.data.quality.similar import Sketches, find_leaks
-from tunesmith.data.split import key_of, normalise
+from tunesmith.data.split import key_of
 from tunesmith.data.store import encode
 from tunesmith.records import Conversation, Example, LabelledText
 from tunesmith.terminal import describe_count
@@ -299,7 +299,3 @@ class Lengths:
         edges = np.unique(np.geomspace(1, found.max() + 1, bins).astype(np.int64))
         counts, edges = np.histogram(found, edges) if len(edges) > 1 else (np.array([len(found)]), np.array([0, 1]))
         return [(int(edge), int(size)) for edge, size in zip(edges[1:], counts, strict=True)]
-
-
-def normalised(rows: Sequence[Example]) -> Iterator[str]:
-    return map(normalise, rows)
