@@ -20,7 +20,7 @@ Sources = Mapping[str, str]
 LEVELS = (
     ("cli",),
     ("api",),
-    ("tables",),
+    ("tables", "flags"),
     ("studio", "serve", "export", "inspection"),
     ("rl",),
     ("reward",),

@@ -5,11 +5,10 @@ Exit codes: 0 good, 1 our fault, 2 the user's input is wrong; 129, 130 and 143 s
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,67 +24,33 @@ from rich.table import Table
 
 from tunesmith import assets
 from tunesmith.config import (
-    ALIASES,
-    SWITCH,
     CheckConfig,
     CompareConfig,
-    Config,
     PlanConfig,
     TokensConfig,
     TuneConfig,
     split_mapping,
 )
 from tunesmith.errors import InputError
+from tunesmith.flags import by_our_names, flags_of
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
 from tunesmith.tables import comparison_table, plan_table, proof_lines, report_lines, token_lines
 from tunesmith.terminal import describe_bytes, describe_seconds
 
+# Without a terminal nobody needs lines broken at 80 columns.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 app = App(
     name="tunesmith",
+    console=out,
     help="Specialise a pretrained language model on your own data, and see, measured, whether it was worth it.",
     version_flags=["--version"],
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # we say what is saved, and by which signal
 )
-# Without a terminal nobody needs lines broken at 80 columns.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="YAML file with any of these keys.")]
-
-
-def flags_of(schema: type[Config]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a command one flag per key of a schema, in place of its `**settings`.
-
-    Values go to the schema as they were typed: there is one place that checks them, for files and
-    flags alike.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())
-        parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
-        for name, field in schema.model_fields.items():
-            if name == "data" and any(parameter.name == "source" for parameter in own):
-                continue  # stands by itself
-            kind: Any = bool if field.annotation is bool and SWITCH not in field.metadata else str
-            default = "" if field.is_required() or field.default in (None, False) else f" [default: {field.default}]"
-            if isinstance(field.default, tuple):
-                default = f" [default: {','.join(field.default)}]"
-            flag = Parameter(help=f"{field.description}{default}", negative="", show_default=False)
-            parameters.append(
-                inspect.Parameter(
-                    name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=None,
-                    annotation=Annotated[kind | None, flag],
-                )
-            )
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
-
-    return decorate
 
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code."""
     try:
-        code = app(_rename(arguments), exit_on_error=False, print_error=False)
+        code = app(by_our_names(arguments), exit_on_error=False, print_error=False)
     except InputError as error:
         return _complain(str(error))
     except CycloptsError as error:
@@ -384,16 +349,6 @@ def _say_stopped(stopped: KeyboardInterrupt) -> int:
     with suppress(OSError):  # after SIGHUP there may be no terminal to write to
         print(". ".join([by, *getattr(stopped, "__notes__", [])]), file=sys.stderr, flush=True)
     return stopped.exit_code if isinstance(stopped, Stopped) else 130
-
-
-def _rename(arguments: Sequence[str]) -> list[str]:
-    """Flags as other tools call them (--lora-rank) become ours (--lora-r)."""
-    renamed = []
-    for argument in arguments:
-        flag, sign, value = argument.partition("=")
-        known = ALIASES.get(flag[2:].replace("-", "_")) if flag.startswith("--") else None
-        renamed.append(f"--{known.replace('_', '-')}{sign}{value}" if known else argument)
-    return renamed
 
 
 if __name__ == "__main__":
