@@ -27,7 +27,7 @@ LEARNING_RATE = 1e-4
 
 def prepare(work: Path) -> None:
     from tunesmith.data import sources
-    from tunesmith.data.tokenize import encode_texts
+    from tunesmith.data.ids import encode_texts
     from tunesmith.models.load import load_network
     from tunesmith.records import LabelledText
 

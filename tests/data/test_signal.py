@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.data.test_tokenize import CHATML, byte_tokenizer, conversation, taught
 from transformers import PreTrainedTokenizerBase
 
-from tunesmith.data import sources, tokenize
+from tunesmith.data import ids, sources, tokenize
 from tunesmith.data.pack import pack
 from tunesmith.data.signal import prove, refuse_broken
 from tunesmith.errors import InputError
@@ -105,7 +105,7 @@ def test_training_and_inference_render_the_same_ids(turns: list[tuple[str, str]]
     row = encoded(flat(turns), made)[0]
     messages = [Message(role, text) for role, text in flat(turns)]
     for place in range(1, len(messages), 2):
-        asked = tokenize.prompt_ids(messages[:place], made)
+        asked = ids.prompt_ids(messages[:place], made)
         assert row.input_ids[: len(asked)] == asked
         assert row.trained[len(asked)]
 
@@ -144,29 +144,26 @@ def test_cutting_keeps_the_answer_or_refuses(turns: list[tuple[str, str]], limit
 
 
 def _marks_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize, "mark_controls", lambda dialogue, controls: dialogue)
+    monkeypatch.setattr(ids, "mark_controls", lambda dialogue, controls: dialogue)
 
 
 def _stop_masked_as_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tokenize.encode_pieces
+    original = ids.encode_pieces
 
-    def masked(rows: Any, tokenizer: Any) -> Any:
-        made = original(rows, tokenizer)
+    def masked(rows: Any, tokenizer: Any, words: Any = None) -> Any:
+        made = original(rows, tokenizer, words)
         stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        return [
-            replace(row, trained=[kept and token != stop for token, kept in zip(row.ids, row.trained, strict=True)])
-            for row in made
-        ]
+        return [replace(row, trained=row.trained & (row.ids != stop)) for row in made]
 
-    monkeypatch.setattr(tokenize, "encode_pieces", masked)
+    monkeypatch.setattr(ids, "encode_pieces", masked)
 
 
 def _everything_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tokenize.encode_pieces
+    original = ids.encode_pieces
     monkeypatch.setattr(
-        tokenize,
+        ids,
         "encode_pieces",
-        lambda rows, tokenizer: [replace(row, trained=[True] * len(row.ids)) for row in original(rows, tokenizer)],
+        lambda *given: [replace(row, trained=row.trained | True) for row in original(*given)],
     )
 
 
@@ -176,7 +173,7 @@ def _prompt_without_opening(monkeypatch: pytest.MonkeyPatch) -> None:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    monkeypatch.setattr(tokenize, "prompt_ids", without)
+    monkeypatch.setattr(ids, "prompt_ids", without)
 
 
 def _cut_from_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +181,7 @@ def _cut_from_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         limit = self._max_length
         return replace(ids, ids=ids.ids[:limit], trained=ids.trained[:limit], num_cut=len(ids.ids) - limit)
 
-    monkeypatch.setattr(tokenize._Encoder, "_shorten", shorten)
+    monkeypatch.setattr(ids.Encoder, "_shorten", shorten)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +212,7 @@ def test_without_a_system_role_its_text_opens_the_question(template: str) -> Non
     made = byte_tokenizer(template)
     rows = encoded(SYSTEM_TURNS, made)
     assert "user\nBe brief.\n\nHi<|im_end|>" in made.decode(rows[0].input_ids)
-    asked = tokenize.prompt_ids([Message(role, text) for role, text in SYSTEM_TURNS[:2]], made)
+    asked = ids.prompt_ids([Message(role, text) for role, text in SYSTEM_TURNS[:2]], made)
     assert rows[0].input_ids[: len(asked)] == asked
     proof = prove(rows, sources.load(conversation(*SYSTEM_TURNS)), made)
     assert "no system role" in str(proof)

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from tunesmith import assets
 from tunesmith.data import sources, tokens
+from tunesmith.data.ids import encode_texts, prompt_ids, stop_token_ids
 from tunesmith.data.pack import epoch_batches, pack, token_batches
-from tunesmith.data.tokenize import encode_texts, measure, prompt_ids, stop_token_ids, tokenize
+from tunesmith.data.tokenize import measure, tokenize
 from tunesmith.errors import InputError
 from tunesmith.models.load import PLAIN_TEMPLATE, load_tokenizer
 from tunesmith.records import Conversation, Message, TokenizedExample

@@ -24,7 +24,7 @@ SHARED = ["--model", "base", "--data", "rows.jsonl", "--precision", "fp32", "--d
 
 
 def logits(run: Run) -> list[list[float]]:
-    from tunesmith.data.tokenize import encode_texts
+    from tunesmith.data.ids import encode_texts
     from tunesmith.records import TokenizedExample
     from tunesmith.train.validate import validate
 

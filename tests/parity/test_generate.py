@@ -21,7 +21,7 @@ from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 from tests.models.test_prefix import applied
 from tests.parity.tiny import DECODERS, VOCABULARY, make_network
 from tunesmith.data import share
-from tunesmith.data.tokenize import stop_token_ids
+from tunesmith.data.ids import stop_token_ids
 from tunesmith.errors import InputError
 from tunesmith.models import cache, generate
 from tunesmith.models.attention import unpacked

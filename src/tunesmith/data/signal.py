@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.data.ids import stop_token_ids
 from tunesmith.data.render import takes_system
-from tunesmith.data.tokenize import stop_token_ids
 from tunesmith.data.tokens import Signal, TokenRows
 from tunesmith.errors import InputError
 from tunesmith.records import Conversation, Examples

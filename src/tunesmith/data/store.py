@@ -97,7 +97,7 @@ class Blobs:
             before = end
 
 
-class _Stored(Sequence[Example]):
+class Stored(Sequence[Example]):
     """What rows have in common wherever they lie: those that say the same are equal."""
 
     @property
@@ -105,8 +105,16 @@ class _Stored(Sequence[Example]):
     def fingerprint(self) -> str:
         """sha256 over what the rows say, not over where they stand."""
 
+    @abstractmethod
+    def blob(self, index: int) -> bytes:
+        """A row as `decode` takes it, from 0 on."""
+
+    @abstractmethod
+    def origin(self, index: int) -> Origin:
+        """Where it was read."""
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Stored) and self.fingerprint == other.fingerprint
+        return isinstance(other, Stored) and self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
@@ -115,7 +123,7 @@ class _Stored(Sequence[Example]):
         return Rows, (tuple(self),)  # for another process, which does not have the file
 
 
-class Rows(_Stored):
+class Rows(Stored):
     """Examples in the order in which they were appended; each is made anew when asked for."""
 
     def __init__(self, rows: Iterable[Example] = ()) -> None:
@@ -139,6 +147,9 @@ class Rows(_Stored):
     def fingerprint(self) -> str:
         return self._digest.hexdigest()
 
+    def blob(self, index: int) -> bytes:
+        return self._blobs[index]
+
     def origin(self, index: int) -> Origin:
         return Origin(self._files[self._file_of[index]], self._line_of[index])
 
@@ -156,15 +167,22 @@ class Rows(_Stored):
         return decode(self._blobs[place], self.origin(place))
 
 
-class Subset(_Stored):
-    """Some rows of a sequence, in an order of their own; nothing is copied."""
+class Subset(Stored):
+    """Some rows of others, in an order of their own; what is stored is not copied."""
 
     def __init__(self, rows: Sequence[Example], indices: Iterable[int]) -> None:
-        self._rows, self.indices = rows, array("q", indices)
+        self._rows = rows if isinstance(rows, Stored) else Rows(rows)
+        self.indices = array("q", indices)
         digest = hashlib.sha256()
-        for row in self:
-            digest.update(encode(row) + b"\n")
+        for index in range(len(self)):
+            digest.update(self.blob(index) + b"\n")
         self._fingerprint = digest.hexdigest()
+
+    def blob(self, index: int) -> bytes:
+        return self._rows.blob(self.indices[index])
+
+    def origin(self, index: int) -> Origin:
+        return self._rows.origin(self.indices[index])
 
     @property
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -68,12 +68,8 @@ class TokenRows(Sequence[TokenizedExample]):
         self.cuts, self.examples, self.taught = array("q"), array("q"), array("q")
         self.lasts, self.firsts, self.seconds = array("q"), array("q"), array("q")
 
-    def append(
-        self, ids: Sequence[int], trained: Sequence[bool], target: int | float | None, cut: int, example: int
-    ) -> None:
-        """`trained` may be empty when nothing is."""
-        ids_T = np.asarray(ids, dtype=np.int32)
-        trained_T = np.asarray(trained, dtype=bool) if trained else np.zeros(len(ids_T), dtype=bool)
+    def append(self, ids_T: Any, trained_T: Any, target: int | float | None, cut: int, example: int) -> None:
+        """A row after the others: int32 and bool."""
         trained_N, signed_T = ids_T[trained_T], np.where(trained_T, ~ids_T, ids_T)
         self._blobs.append(signed_T.tobytes())
         self._targets.append(target)

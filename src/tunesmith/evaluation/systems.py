@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.config import CompareConfig, TuneConfig
-from tunesmith.data.tokenize import encode_texts
+from tunesmith.data.ids import encode_texts
 from tunesmith.evaluation.baselines import Resources, find_baseline
 from tunesmith.evaluation.metrics import Predictions, score
 from tunesmith.evaluation.tasks import label_logprobs, predict_rows

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from tunesmith.data import sources
-from tunesmith.data.tokenize import encode_texts, tokenize
+from tunesmith.data.ids import encode_texts
+from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
 from tunesmith.evaluation.metrics import Predictions, score
 from tunesmith.models.generate import Decoding, generate, stream

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import torch
 
-from tunesmith.data.tokenize import prompt_ids, stop_token_ids
+from tunesmith.data.ids import prompt_ids, stop_token_ids
 from tunesmith.errors import InputError
 from tunesmith.models.cache import fill_holes
 from tunesmith.models.choose import Decoding, choose, draw_numbers

@@ -1,0 +1,220 @@
+"""Rows to ids, and which ids are trained: the only place where this is decided.
+
+A conversation is rendered by the tokenizer's chat template, turn by turn. What the template writes
+before an answer is context; the answer up to and with its stop token is trained; whatever the
+template puts after the stop token is context again. Context and answer are tokenised apart, just as
+at inference the prompt stands alone, so training and inference see the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tunesmith.data.render import (
+    Dialogue,
+    Piece,
+    control_tokens,
+    has_marks,
+    mark_controls,
+    render,
+    split_marks,
+)
+from tunesmith.data.words import ArrayOfIds, Words, encode_whole
+from tunesmith.errors import InputError
+from tunesmith.records import Conversation, Example, LabelledText, Message
+
+TooLong = Literal["refuse", "cut", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """A row's ids (T,) int32, which of them are trained (T,) bool, its target and how many tokens were cut off."""
+
+    ids: ArrayOfIds
+    trained: Any
+    target: int | float | None = None
+    num_cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    problem: str
+    is_too_long: bool = False
+
+
+# What a row becomes; None for one that is left out.
+Encoded = Ids | Refusal | None
+
+
+class Encoder:
+    """Turns rows into ids, each by itself."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, too_long: TooLong, class_ids: dict[str, int]
+    ) -> None:
+        self.settings = (tokenizer, max_length, too_long, class_ids)
+        self._tokenizer, self._max_length, self._too_long = tokenizer, max_length, too_long
+        self._class_ids = class_ids
+        self._words = Words(tokenizer)
+
+    def encode(self, rows: Sequence[Example]) -> list[Encoded]:
+        if isinstance(rows[0], LabelledText):
+            return self._encode_labelled([row for row in rows if isinstance(row, LabelledText)])
+        return self._encode_conversations([row for row in rows if isinstance(row, Conversation)])
+
+    def _encode_labelled(self, rows: Sequence[LabelledText]) -> list[Encoded]:
+        encoded = encode_texts([row.text for row in rows], self._tokenizer, self._max_length)
+        made: list[Encoded] = []
+        for row, (ids, num_cut) in zip(rows, encoded, strict=True):
+            target = self._class_ids[row.target] if isinstance(row.target, str) else row.target
+            number = target if isinstance(target, int | float) else None
+            made.append(Ids(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=bool), number, num_cut))
+        return made
+
+    def _encode_conversations(self, rows: Sequence[Conversation]) -> list[Encoded]:
+        rendered = render_marked([Dialogue(row.messages, row.tools) for row in rows], self._tokenizer)
+        good = [pieces for pieces in rendered if not isinstance(pieces, InputError)]
+        encoded = iter(encode_pieces(good, self._tokenizer, self._words))
+        return [
+            Refusal(str(pieces)) if isinstance(pieces, InputError) else self._fit(row, next(encoded))
+            for row, pieces in zip(rows, rendered, strict=True)
+        ]
+
+    def _fit(self, row: Conversation, ids: Ids) -> Encoded:
+        if len(ids.ids) <= self._max_length:
+            return ids
+        if self._too_long == "skip":
+            return None
+        if self._too_long == "cut":
+            return self._shorten(row, ids)
+        return Refusal(f"{len(ids.ids):,} tokens", is_too_long=True)
+
+    def _shorten(self, row: Conversation, whole: Ids) -> Ids | Refusal:
+        """Without its oldest exchanges, then without the beginning of the question to its last answer."""
+        start = 1 if row.messages[0].role == "system" else 0
+        questions = [number for number, turn in enumerate(row.messages) if turn.role == "user"]
+        for first in questions[1:]:
+            kept = self._ids_of(replace(row, messages=(*row.messages[:start], *row.messages[first:])))
+            if len(kept.ids) <= self._max_length:
+                return replace(kept, num_cut=len(whole.ids) - len(kept.ids))
+        turns = (*row.messages[:start], *row.messages[questions[-1] :])
+        low, high = 1, len(turns[start].content)  # how many characters are left out: the least that suffices
+        best: Ids | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            shorter = replace(turns[start], content=turns[start].content[middle:])
+            tried = self._ids_of(replace(row, messages=(*turns[:start], shorter, *turns[start + 1 :])))
+            if shorter.content.strip() and len(tried.ids) <= self._max_length:
+                best, high = tried, middle - 1
+            elif shorter.content.strip():
+                low = middle + 1
+            else:
+                high = middle - 1
+        if best is None:
+            text = f"{len(whole.ids):,} tokens, and what stands outside of its question is too long"
+            return Refusal(text, is_too_long=True)
+        return replace(best, num_cut=len(whole.ids) - len(best.ids))
+
+    def _ids_of(self, row: Conversation) -> Ids:
+        (pieces,) = render_marked([Dialogue(row.messages, row.tools)], self._tokenizer)
+        if isinstance(pieces, InputError):
+            raise InputError(f"{row.origin}: {pieces}")
+        return encode_pieces([pieces], self._tokenizer, self._words)[0]
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[tuple[tuple[int, ...], int]]:
+    """Ids of each text with the model's usual special tokens, and how many tokens were cut off.
+
+    Control tokens that stand in the text are read as plain text.
+    """
+    if not texts:
+        return []
+    whole = tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]
+    encoded = []
+    for text, ids in zip(texts, whole, strict=True):
+        kept = ids
+        if len(ids) > max_length:
+            kept = tokenizer(text, truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
+        encoded.append((tuple(kept), len(ids) - len(kept)))
+    return encoded
+
+
+def render_marked(dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerBase) -> list[list[Piece] | InputError]:
+    """Pieces in which control tokens of the users' texts are marks."""
+    controls = control_tokens(tokenizer)
+    return render([mark_controls(dialogue, controls) for dialogue in dialogues], tokenizer)
+
+
+def encode_pieces(
+    rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase, words: Words | None = None
+) -> list[Ids]:
+    """Ids of rendered conversations; each answer is trained up to and with its stop token."""
+    encoded = iter(_encode([piece.text for pieces in rows for piece in pieces], tokenizer, words))
+    is_special_V = _special_ids(tokenizer)
+    end_1 = np.array([token for token in [tokenizer.eos_token_id] if token is not None], dtype=np.int32)
+    made = []
+    for pieces in rows:
+        ids, trained = [], []
+        for piece in pieces:
+            ids_T = next(encoded)
+            trained_T = np.zeros(len(ids_T), dtype=bool)
+            if piece.is_answer:
+                places = np.flatnonzero(is_special_V[ids_T])
+                if not len(places):
+                    ids_T = np.concatenate([ids_T, end_1])
+                num_taught = places[-1] + 1 if len(places) else len(ids_T)
+                trained_T = np.arange(len(ids_T)) < num_taught
+            ids.append(ids_T)
+            trained.append(trained_T)
+        made.append(Ids(np.concatenate(ids), np.concatenate(trained)))
+    return made
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """(V,) bool: which ids are special tokens."""
+    special = tokenizer.all_special_ids
+    is_special_V = np.zeros(max(len(tokenizer), *special, 0) + 1, dtype=bool)
+    is_special_V[special] = True
+    return is_special_V
+
+
+def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, words: Words | None = None) -> list[ArrayOfIds]:
+    """Ids of each text, without anything added; marks are the tokens of the words that they stand for."""
+    plain = [index for index, text in enumerate(texts) if not has_marks(text)]
+    those = [texts[index] for index in plain]
+    found = encode_whole(those, tokenizer) if words is None else words.encode(those)
+    if len(plain) == len(texts):
+        return found
+    made: list[ArrayOfIds] = [None] * len(texts)
+    for index, ids_T in zip(plain, found, strict=True):
+        made[index] = ids_T
+    controls = control_tokens(tokenizer)
+    for index in sorted(set(range(len(texts))) - set(plain)):
+        parts = split_marks(texts[index], controls)
+        made[index] = np.concatenate([encode_whole([text], tokenizer, is_control)[0] for text, is_control in parts])
+    return made
+
+
+def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: str = "") -> tuple[int, ...]:
+    """Ids that lead up to the next answer: the same the model saw before that answer in training."""
+    (pieces,) = render_marked([Dialogue(tuple(messages), tools, is_open=True)], tokenizer)
+    if isinstance(pieces, InputError):
+        raise pieces
+    return tuple(np.concatenate(_encode([piece.text for piece in pieces], tokenizer)).tolist())
+
+
+def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids at which generation stops: the one that closes an answer in this template, and end of text."""
+    (pieces,) = render_marked([Dialogue((Message("user", "a"), Message("assistant", "b")))], tokenizer)
+    if isinstance(pieces, InputError):
+        raise pieces
+    (ids_T,) = _encode([pieces[-1].text], tokenizer)
+    ends = ids_T[_special_ids(tokenizer)[ids_T]][-1:].tolist()
+    return tuple(dict.fromkeys(token for token in [*ends, tokenizer.eos_token_id] if token is not None))
