@@ -91,5 +91,8 @@ def show_tokens(config: TokensConfig) -> Tokenized:
     for row in rows[config.first - 1 : config.first - 1 + config.rows]:
         example = examples.rows[rows.examples[row.row]]
         target = str(example.target) if isinstance(example, LabelledText) else ""
-        shown.append(show_row(row, str(example.origin), target, tokenizer))
+        whole = row
+        if row.num_cut:
+            (whole,) = tokenize(replace(examples, rows=(example,), fingerprint=""), tokenizer, NO_LIMIT)
+        shown.append(show_row(row, whole, str(example.origin), target, tokenizer))
     return Tokenized(tuple(shown), prove(rows, examples, tokenizer))

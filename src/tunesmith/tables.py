@@ -17,7 +17,13 @@ if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should com
     from tunesmith.train.plan import Forecast
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-KIND_STYLES = {"trained": "bold green", "trained special": "bold black on green", "special": "cyan", "context": "dim"}
+KIND_STYLES = {
+    "trained": "bold green",
+    "trained special": "bold black on green",
+    "special": "cyan",
+    "context": "dim",
+    "cut": "red strike",
+}
 FINDING_ROWS = 3  # of each finding in the terminal; the page and --json have more
 
 
@@ -115,7 +121,7 @@ def report_lines(report: Report) -> list[Text]:
 
 
 def token_lines(row: ShownRow, with_ids: bool, is_coloured: bool) -> list[Text]:
-    """One row of data as its tokens; without colours trained ones stand in brackets."""
+    """One row of data as its tokens; without colours trained ones stand in [], cut ones in ~~."""
     title = Text(f"{row.origin}  ", style="bold")
     if row.target:
         title.append(f"-> {row.target}  ")
@@ -128,7 +134,9 @@ def token_lines(row: ShownRow, with_ids: bool, is_coloured: bool) -> list[Text]:
     for piece in row.pieces:
         trained = piece.kind.startswith("trained")
         shown = piece.text.replace("\n", "⏎\n")
-        body.append(f"[{shown}]" if trained and not is_coloured else shown, style=KIND_STYLES[piece.kind])
+        if not is_coloured:
+            shown = f"[{shown}]" if trained else f"~{shown}~" if piece.kind == "cut" else shown
+        body.append(shown, style=KIND_STYLES[piece.kind])
         if with_ids:
             body.append("".join(f"·{token}" for token in piece.ids) + " ", style="dim")
     body.rstrip()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
+Thing = TypeVar("Thing")
 
 
 def say(text: str, style: str = "") -> None:
@@ -94,3 +97,13 @@ class Bar:
             return False
         self._last_line = now
         return True
+
+
+def count_aloud(label: str, things: Iterable[Thing], quiet: bool = False) -> Iterator[Thing]:
+    """The same things; when there are so many that it takes long, the person sees how many have gone by."""
+    last = time.monotonic()
+    for count, thing in enumerate(things, 1):
+        yield thing
+        if count % 1_000 == 0 and not quiet and time.monotonic() - last >= Bar.SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"{label} {count:,}")

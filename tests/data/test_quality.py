@@ -363,6 +363,7 @@ def test_a_cleaned_copy_stands_beside_the_original(
     assert "written  d.clean.csv" in capsys.readouterr().out
     assert (tmp_path / "d.csv").read_bytes() == before
     kept = [tuple(row.fields.values()) for row in sources.read_rows(tmp_path / "d.clean.csv")]
+    assert (tmp_path / "d.clean.csv").read_text().startswith("text;label;note\n")
     assert kept == [(text, "ab"[index % 2], " 007") for index, text in enumerate(texts)]
     removed = [json.loads(line) for line in (tmp_path / "d.removed.jsonl").read_text().splitlines()]
     assert [(one["line"], one["why"]) for one in removed] == [

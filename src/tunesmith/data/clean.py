@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from tunesmith.data.files import COMPRESSED, kind_of
 from tunesmith.data.problems import Problems
+from tunesmith.data.readers import delimiter_of
 from tunesmith.data.sources import find_files, iterate
-from tunesmith.data.store import Rows
+from tunesmith.data.store import Stored
 from tunesmith.errors import InputError
-from tunesmith.records import Examples, Origin, RawRow
-from tunesmith.storage import write_text
+from tunesmith.records import Examples, RawRow
+from tunesmith.storage import writing
 
-TABLES = {".csv": ",", ".tsv": "\t"}
+TABLES = (".csv", ".tsv")
 
 
 def write_clean(data: str, examples: Examples, removed: Mapping[int, str], encoding: str | None) -> list[Path]:
@@ -28,36 +29,37 @@ def write_clean(data: str, examples: Examples, removed: Mapping[int, str], encod
         removed: row -> why it is left out.
 
     Raises:
-        InputError: the data is no file, or changed since it was read.
+        InputError: the data is no file, or has other rows than those that were read.
     """
-    written = []
     reasons = {str(examples.rows[index].origin): why for index, why in removed.items()}
     known = _places(examples)
     files = find_files(data)
     if not files:
         raise InputError(f"--fix writes a copy of a file, '{data}' is none. Save its rows to one first")
+    written = []
     for path in files:
-        kept: list[RawRow] = []
-        left: list[dict[str, object]] = []
-        for row in iterate(path, Problems(), encoding):
-            place = str(row.origin)
-            if place not in known:
-                left.append({"file": row.origin.file, "line": row.origin.line, "why": "cannot be used"})
-            elif place in reasons:
-                fields = dict(row.fields)
-                left.append({"file": row.origin.file, "line": row.origin.line, "why": reasons[place], "row": fields})
-            else:
-                kept.append(row)
-        written += [_write_kept(path, kept), _write_removed(path, left)]
+        table = path.with_name(f"{_stem(path)}.clean{kind_of(path) if kind_of(path) in TABLES else '.jsonl'}")
+        others = path.with_name(f"{_stem(path)}.removed.jsonl")
+        with writing(table) as kept, writing(others) as left:
+            write = _row_writer(path, kept, encoding)
+            for row in iterate(path, Problems(), encoding):
+                place = str(row.origin)
+                if place in known and place not in reasons:
+                    write(row.fields)
+                else:
+                    left.write(_removed_line(row, reasons.get(place)))
+                known.discard(place)
+        written += [table, others]
+    if known:
+        raise InputError(f"{data} changed while it was looked at: {min(known)} is not there any more. Check it again")
     return written
 
 
 def _places(examples: Examples) -> set[str]:
     rows = examples.rows
-    origins: Iterator[Origin] = (
-        (rows.origin(index) for index in range(len(rows))) if isinstance(rows, Rows) else (row.origin for row in rows)
-    )
-    return {str(origin) for origin in origins}
+    if isinstance(rows, Stored):
+        return {str(rows.origin(index)) for index in range(len(rows))}
+    return {str(row.origin) for row in rows}
 
 
 def _stem(path: Path) -> str:
@@ -65,22 +67,18 @@ def _stem(path: Path) -> str:
     return name[: -len("".join(ending for ending in path.suffixes if ending.lower() in (*COMPRESSED, kind_of(path))))]
 
 
-def _write_kept(path: Path, rows: Sequence[RawRow]) -> Path:
-    kind = kind_of(path)
-    if kind in TABLES and rows:
-        text = io.StringIO(newline="")
-        table = csv.writer(text, delimiter=TABLES[kind], lineterminator="\n")
-        table.writerow(list(rows[0].fields))
-        table.writerows([list(row.fields.values()) for row in rows])
-        target = path.with_name(f"{_stem(path)}.clean{kind}")
-        write_text(target, text.getvalue())
-        return target
-    target = path.with_name(f"{_stem(path)}.clean.jsonl")
-    write_text(target, "".join(json.dumps(dict(row.fields), ensure_ascii=False) + "\n" for row in rows))
-    return target
+def _row_writer(path: Path, file: TextIO, encoding: str | None) -> Callable[[Mapping[str, object]], object]:
+    """Writes a row's values as the file at `path` has them; a table with its own delimiter, after its header."""
+    if kind_of(path) not in TABLES:
+        return lambda fields: file.write(json.dumps(dict(fields), ensure_ascii=False) + "\n")
+    header = next(iterate(path, Problems(), encoding)).fields
+    table = csv.writer(file, delimiter=delimiter_of(path, encoding), lineterminator="\n")
+    table.writerow(header)
+    return lambda fields: table.writerow(fields.values())
 
 
-def _write_removed(path: Path, left: Sequence[Mapping[str, object]]) -> Path:
-    target = path.with_name(f"{_stem(path)}.removed.jsonl")
-    write_text(target, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in left))
-    return target
+def _removed_line(row: RawRow, why: str | None) -> str:
+    """Rows without a reason are those that could not be read in the first place."""
+    place = {"file": row.origin.file, "line": row.origin.line}
+    found = {**place, "why": "cannot be used"} if why is None else {**place, "why": why, "row": dict(row.fields)}
+    return json.dumps(found, ensure_ascii=False) + "\n"

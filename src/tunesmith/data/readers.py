@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import open_bytes, read_lines
+from tunesmith.data.files import kind_of, open_bytes, read_lines
 from tunesmith.data.problems import Problems
 from tunesmith.errors import InputError
 from tunesmith.records import Origin, RawRow
@@ -110,6 +110,12 @@ def _explain_fields(num_fields: int, num_columns: int) -> str:
     if num_fields > num_columns:
         return text + "Put quotes around a text that holds the delimiter"
     return text + "Add the missing ones, empty where there is nothing"
+
+
+def delimiter_of(path: Path, encoding: str | None) -> str:
+    """What stands between the fields of a CSV or TSV file."""
+    lines = (line for _, line in read_lines(path, Problems(), encoding))
+    return "\t" if kind_of(path) == ".tsv" else _find_delimiter(next(filter(str.strip, lines), ""))
 
 
 def _find_delimiter(header: str) -> str:

@@ -16,6 +16,7 @@ from tunesmith.data.problems import Problems
 from tunesmith.data.readers import READERS, as_object
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Examples, Origin, RawRow, Task
+from tunesmith.terminal import count_aloud
 
 READABLE = f"{', '.join(READERS)}, each also with {', '.join(COMPRESSED)}"
 NAMES_SHOWN = 20
@@ -39,7 +40,8 @@ def load(
         InputError: nothing found under that name, or rows that cannot be used.
     """
     problems = Problems(rejects)
-    examples = recognise(_find_rows(data, task, problems, encoding), task, columns, problems)
+    rows = count_aloud("rows read", _find_rows(data, task, problems, encoding))
+    examples = recognise(rows, task, columns, problems)
     note = problems.note()
     if not note:
         return examples

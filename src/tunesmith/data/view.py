@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,10 @@ from tunesmith.data.signal import Proof
 from tunesmith.pages import write_page
 from tunesmith.records import TokenizedExample
 
-Kind = Literal["trained", "context", "special", "trained special"]
+Kind = Literal["trained", "context", "special", "trained special", "cut"]
 # A character may take so many tokens, each a part of its bytes.
 LONGEST_CHARACTER = 4
+CUT_SHOWN = 20  # pieces at either end of what is cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,41 @@ class ShownRow:
     target: str = ""
 
 
-def show_row(row: TokenizedExample, origin: str, target: str, tokenizer: PreTrainedTokenizerBase) -> ShownRow:
-    pieces = tuple(_pieces(row, tokenizer))
-    return ShownRow(origin, pieces, len(row.input_ids), row.num_trained, row.num_cut, target)
+def show_row(
+    row: TokenizedExample, whole: TokenizedExample, origin: str, target: str, tokenizer: PreTrainedTokenizerBase
+) -> ShownRow:
+    """A row as it will be trained; what `whole`, the row without a limit, has beyond it is shown as cut."""
+    place = _where_cut(row, whole)
+    pieces = [
+        *_pieces(_part(row, 0, place), tokenizer),
+        *_cut_pieces(row, whole, place, tokenizer),
+        *_pieces(_part(row, place, len(row.input_ids)), tokenizer),
+    ]
+    return ShownRow(origin, tuple(pieces), len(row.input_ids), row.num_trained, row.num_cut, target)
+
+
+def _part(row: TokenizedExample, start: int, end: int) -> TokenizedExample:
+    return replace(row, input_ids=row.input_ids[start:end], trained=row.trained[start:end])
+
+
+def _where_cut(row: TokenizedExample, whole: TokenizedExample) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(row.input_ids, whole.input_ids, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), len(row.input_ids))
+
+
+def _cut_pieces(
+    row: TokenizedExample, whole: TokenizedExample, place: int, tokenizer: PreTrainedTokenizerBase
+) -> list[Piece]:
+    """The tokens that are missing at `place`; of many the first and the last."""
+    if not row.num_cut:
+        return []
+    cut = _part(whole, place, place + len(whole.input_ids) - len(row.input_ids))
+    pieces = [replace(piece, kind="cut") for piece in _pieces(cut, tokenizer)]
+    if len(pieces) <= 2 * CUT_SHOWN:
+        return pieces
+    between = Piece(f" ... {len(pieces) - 2 * CUT_SHOWN:,} more ... ", (), "cut")
+    return [*pieces[:CUT_SHOWN], between, *pieces[-CUT_SHOWN:]]
 
 
 def _pieces(row: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
