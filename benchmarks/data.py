@@ -55,9 +55,8 @@ def run_ours(file: Path) -> dict[str, Any]:
     from tunesmith.data.tokenize import tokenize
     from tunesmith.models.load import load_tokenizer, resolve_model
 
-    tokens.cache_root = lambda: Path(
-        os.environ["TMPDIR"]
-    )  # nothing kept from an earlier run, and what is kept is written
+    # Nothing is kept from an earlier run, and what is kept is written.
+    tokens.cache_root = lambda: Path(os.environ["TMPDIR"])
     started = time.perf_counter()
     examples = sources.load(file)
     read = time.perf_counter()

@@ -99,11 +99,11 @@ class Bar:
         return True
 
 
-def count_aloud(label: str, things: Iterable[Thing], quiet: bool = False) -> Iterator[Thing]:
+def count_aloud(label: str, things: Iterable[Thing]) -> Iterator[Thing]:
     """The same things; when there are so many that it takes long, the person sees how many have gone by."""
     last = time.monotonic()
     for count, thing in enumerate(things, 1):
         yield thing
-        if count % 1_000 == 0 and not quiet and time.monotonic() - last >= Bar.SECONDS_BETWEEN_LINES:
+        if count % 1_000 == 0 and time.monotonic() - last >= Bar.SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             say(f"{label} {count:,}")

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -52,11 +52,12 @@ ALPHABET += [
 
 SPLIT = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in sorted(KNOWN_SPLITS)]
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-EXACT = {
+EXACT: dict[str, Any] = {
     "gpt2": (None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "gpt2-prefix": (None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "digits": (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])),
     "nfc": (normalizers.NFC(), pre_tokenizers.Sequence([SPLIT[1], BYTES])),
+    "bert": (normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer(), models.WordPiece(unk_token="[UNK]")),
     **{f"split-{number}": (None, pre_tokenizers.Sequence([split, BYTES])) for number, split in enumerate(SPLIT)},
 }
 
@@ -99,6 +100,10 @@ TEXTS = st.lists(
 )
 
 
+# Runs of blanks, which are tokens of their own; chance alone does not always come upon them.
+BLANKS = [f"a{before}{' ' * count}b" for before in ("", "\n", "\t", ".") for count in range(1, 8)]
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_word_by_word_is_what_the_tokenizer_does(kind: str) -> None:
     tokenizer = trained(*EXACT[kind])
@@ -106,20 +111,7 @@ def test_word_by_word_is_what_the_tokenizer_does(kind: str) -> None:
 
     @settings(max_examples=300)
     @given(TEXTS)
-    def agree(texts: list[str]) -> None:
-        assert_equal_ids(tokenizer, made, texts)
-
-    agree()
-
-
-def test_berts_kind_too() -> None:
-    tokenizer = trained(
-        normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer(), models.WordPiece(unk_token="[UNK]")
-    )
-    made = trusting(tokenizer)
-
-    @settings(max_examples=300)
-    @given(TEXTS)
+    @example(BLANKS)
     def agree(texts: list[str]) -> None:
         assert_equal_ids(tokenizer, made, texts)
 

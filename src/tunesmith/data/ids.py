@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -60,7 +61,11 @@ class Encoder:
         self.settings = (tokenizer, max_length, too_long, class_ids)
         self._tokenizer, self._max_length, self._too_long = tokenizer, max_length, too_long
         self._class_ids = class_ids
-        self._words = Words(tokenizer)
+
+    @cached_property
+    def _words(self) -> Words:
+        """Made when a conversation comes: labelled texts, and who has others encode, need none."""
+        return Words(self._tokenizer)
 
     def encode(self, rows: Sequence[Example]) -> list[Encoded]:
         if isinstance(rows[0], LabelledText):
