@@ -35,7 +35,7 @@ def train(
     from tunesmith.train.step import take_step
 
     parameters = trainable(network)
-    optimizer = make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim)
+    optimizer = make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim, plan.rates)
     network.model.train()
     for step, rows in enumerate(batches):
         batch = pack(rows, share=network.is_decoder)

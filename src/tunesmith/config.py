@@ -70,6 +70,12 @@ def split_mapping(value: Any) -> Any:
     return {key.strip(): item.strip() for key, _, item in pairs}
 
 
+def split_typed(value: Any) -> Any:
+    """As `split_mapping`, with values read as YAML does: 4 is a number, true a truth value."""
+    pairs = split_mapping(value)
+    return {key: yaml.safe_load(item) for key, item in pairs.items()} if isinstance(value, str) else pairs
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 
 
@@ -245,13 +251,25 @@ class TrainingConfig(DataConfig):
         None, description="lora, dora: keep the frozen matrices in eight or four bits; none when not given."
     )
     num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
-    bottleneck_size: int = Field(64, gt=0, description="bottleneck: width of each adapter.")
-    num_virtual_tokens: int = Field(20, gt=0, description="prompt: virtual tokens before each row.")
-    lora_r: int = Field(16, gt=0, description="lora, dora: rank.")
-    lora_alpha: float = Field(32, gt=0, description="lora, dora: the update is scaled by alpha / r.")
-    lora_dropout: Fraction = Field(0.0, description="lora, dora: dropout before the low-rank product.")
+    num_first_layers: int = Field(2, gt=0, description="first-layers: how many layers are trained.")
+    trained_parameters: Names = Field(
+        (),
+        description="chosen: patterns for the names of the parameters that are trained, for example layers.0.*,*norm*.",
+    )
+    bottleneck_size: int = Field(64, gt=0, description="bottleneck, houlsby, parallel: width of each adapter.")
+    num_virtual_tokens: int = Field(20, gt=0, description="prompt, p-tuning: virtual tokens before each row.")
+    lora_r: int = Field(16, gt=0, description="lora and its kin: rank.")
+    lora_alpha: float = Field(32, gt=0, description="lora and its kin: the update is scaled by alpha / r.")
+    lora_dropout: Fraction = Field(0.0, description="lora and its kin: dropout before the low-rank product.")
     target_modules: Names | None = Field(
-        None, description="lora, dora: names of linear layers to adapt; all of the body when not given."
+        None, description="Adapters in linear layers: the names of these layers; all of the body when not given."
+    )
+    method_options: Annotated[dict[str, Any], BeforeValidator(split_typed)] = Field(
+        default_factory=dict,
+        description="Further keys of a method's PEFT configuration, for example loha.r=4,vera.d_initial=0.2.",
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Each block learns so much slower than the one above it; 1 for all alike."
     )
 
     @model_validator(mode="before")

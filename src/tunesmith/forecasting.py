@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from tunesmith.config import MEMORY_PARTS, TrainingConfig
-from tunesmith.methods.table import Method, put_under
+from tunesmith.methods.apply import put_under
+from tunesmith.methods.method import Method
 from tunesmith.models.outline import Pretence, Unknowing, count_layers, outline_network
 from tunesmith.records import Examples
 from tunesmith.runtime import current_memory

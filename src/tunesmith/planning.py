@@ -12,7 +12,8 @@ from tunesmith.config import PlanConfig, TuneConfig
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.forecasting import Target, foresee
-from tunesmith.methods.table import find_method
+from tunesmith.methods.method import Method
+from tunesmith.methods.table import choose_methods
 from tunesmith.records import Split
 from tunesmith.runtime import available_memory, choose_device, choose_precision
 from tunesmith.train.clock import Clock, DataSheet
@@ -33,7 +34,7 @@ def plan(config: PlanConfig, parts: Split | None = None) -> list[Forecast]:
     Raises:
         InputError: wrong model, data, method or device.
     """
-    methods = [find_method(name) for name in config.methods]
+    methods = choose_methods(config.methods, config.method_options)
     target, dtype = choose_target(config)
     parts = load_split(config) if parts is None else parts
     keys = {key: getattr(config, key) for key in TuneConfig.model_fields if hasattr(config, key)}
@@ -46,6 +47,10 @@ def plan(config: PlanConfig, parts: Split | None = None) -> list[Forecast]:
             read[limit] = Rows(*read_rows(tuning, parts)[:2])
         rows = read[limit]
         try:
+            if not method.foreseen:
+                raise InputError(
+                    f"{method.name}: its parameters depend on the weights' values, which a plan does not read"
+                )
             one = foresee(tuning, method, parts.train, rows, make_plan(tuning, 1.0, target.device, dtype), target)
         except InputError as error:
             one = Forecast.impossible(method.name, str(error))
@@ -55,6 +60,11 @@ def plan(config: PlanConfig, parts: Split | None = None) -> list[Forecast]:
     if isinstance(target.pace, Clock):
         target.pace.save()
     return _with_alternatives(found)
+
+
+def _refuse_unforeseen(method: Method) -> None:
+    if not method.foreseen:
+        raise InputError(f"{method.name}: how many parameters it trains depends on weights, which a plan does not read")
 
 
 def choose_target(config: PlanConfig) -> tuple[Target, torch.dtype]:

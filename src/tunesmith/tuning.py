@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,9 @@ from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
 from tunesmith.forecasting import Target, foresee
-from tunesmith.methods.table import Method, default_learning_rate, find_method, put_under
+from tunesmith.methods.apply import default_learning_rate, find_rates, put_under
+from tunesmith.methods.method import Method
+from tunesmith.methods.table import choose_methods
 from tunesmith.models.load import (
     Network,
     count_parameters,
@@ -103,7 +105,7 @@ def tune(
         InputError: wrong model, data, method or output folder; nothing is left on disk then.
         KeyboardInterrupt: asked to stop; a checkpoint was made, and a note says how to go on.
     """
-    method = find_method(config.method)
+    (method,) = choose_methods((config.method,), config.method_options)
     with listening():
         place = choose_place(config, method.name)
         parts = load_split(config) if parts is None else parts
@@ -178,12 +180,14 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     dtype = choose_precision(config.precision, device)
     task = parts.train.task
     train, validation, signal = read_rows(config, parts)
+    planned = planned and method.foreseen
     forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
     put_under(network, method, config, dtype, partial(move, device=device))
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
-    plan = make_plan(config, learning_rate, device, dtype)
+    rates = find_rates(network, method, config)
+    plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates)
     return Prepared(network, method, parts, train, validation, plan, signal, forecast)
 
 

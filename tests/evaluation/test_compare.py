@@ -162,7 +162,7 @@ def kill_at_work(run: Path, number: int) -> None:
     os.kill(find_writers(run / "metrics.jsonl")[0], number)
 
 
-def wait_until(condition, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition, seconds: float = 180) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

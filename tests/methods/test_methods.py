@@ -1,4 +1,4 @@
-"""Every row of METHODS on every kind of model: what trains, how it starts, what it saves, who can load it."""
+"""Runs of methods, what they save and who can load it; fused layers; what is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from tunesmith.data.split import split
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
 from tunesmith.methods import full
-from tunesmith.methods.table import METHODS, Method, default_learning_rate
+from tunesmith.methods.apply import default_learning_rate
+from tunesmith.methods.method import Method
+from tunesmith.methods.table import METHODS, choose_methods
 from tunesmith.models import lean
 from tunesmith.models.load import Network
 from tunesmith.models.lowrank import find_norms
@@ -34,23 +36,10 @@ from tunesmith.train.loop import trainable
 from tunesmith.train.objective import judged_losses
 from tunesmith.tuning import tune
 
-# What a method may train, by words in the parameter's name. Heads of classifiers come on top.
-TRAINED = {
-    "full": "",
-    "last-layers": r".1. .2. norm ln_f",
-    "bitfit": "bias",
-    "norms": "norm LayerNorm ln_",
-    "head-only": "",
-    "bottleneck": "bottleneck",
-    "prompt": "prompt_encoder",
-    "lora": "lora_",
-    "dora": "lora_",
-}
-HEADS = ("pooler", "classifier", "score")
-# Nothing there to train: llama has no biases, and its head is its input embedding here.
-IMPOSSIBLE = {("llama", "bitfit"), ("gpt2", "head-only")}
 MODELS = [("bert", "classification"), ("llama", "generation"), ("gpt2", "generation")]
-CASES = [(kind, task, name) for kind, task in MODELS for name in METHODS if (kind, name) not in IMPOSSIBLE]
+# One method for each way to save; every method on every kind of model is in the matrix.
+SAVED = ("full", "bottleneck", "prompt", "p-tuning", "lora", "pissa")
+CASES = [(kind, task, name) for kind, task in MODELS for name in SAVED]
 
 
 def config(name: str, **more: Any) -> TuneConfig:
@@ -84,52 +73,6 @@ def applied(kind: str, task: Any, name: str, folder: Path, **more: Any) -> Netwo
     METHODS[name].apply(network, config(name, **more))
     network.model.eval()
     return network
-
-
-@pytest.mark.parametrize(("kind", "task", "name"), CASES)
-def test_only_what_the_method_names_is_trained(kind: str, task: str, name: str, tmp_path: Path) -> None:
-    network = applied(kind, task, name, tmp_path)
-    names = [trained for trained, _ in trainable(network)]
-    assert names
-    if name == "head-only" and kind == "llama":
-        assert names == ["lm_head.weight"]
-    elif name != "full":
-        foreign = [
-            trained
-            for trained in names
-            if not any(word in trained for word in TRAINED[name].split()) and not any(h in trained for h in HEADS)
-        ]
-        assert foreign == []
-    if task == "classification":
-        assert {head for head in HEADS if any(head in trained for trained in names)} == {"pooler", "classifier"}
-
-
-@pytest.mark.parametrize(("kind", "task", "name"), CASES)
-def test_every_trained_parameter_learns(kind: str, task: str, name: str, tmp_path: Path) -> None:
-    """After two steps each has had a gradient (B of LoRA starts at zero, so A needs the second)."""
-    network = applied(kind, task, name, tmp_path)
-    parameters = trainable(network)
-    optimizer = torch.optim.SGD([parameter for _, parameter in parameters], lr=0.1)
-    batch, moved = pack(tokenized(network, task), network.num_virtual), set()
-    for _ in range(2):
-        optimizer.zero_grad()
-        judged_losses(network, batch)[0].mean().backward()
-        moved |= {known for known, p in parameters if p.grad is not None and p.grad.abs().sum() > 0}
-        optimizer.step()
-    still = {known for known, _ in parameters} - moved
-    # Positions and words beyond these few rows, and keys' biases (softmax ignores them), have gradient zero.
-    assert {known for known in still if "embed" not in known and "key.bias" not in known} == set()
-
-
-@pytest.mark.parametrize("name", ["lora", "dora", "bottleneck"])
-@pytest.mark.parametrize(("kind", "task"), MODELS)
-def test_before_the_first_step_the_model_is_as_it_was(kind: str, task: str, name: str, tmp_path: Path) -> None:
-    base = make_network(kind, task, tmp_path)  # type: ignore[arg-type]
-    base.model.eval()
-    batch = pack(tokenized(base, task))
-    before = packed_logits(base, batch)
-    METHODS[name].apply(base, config(name))
-    torch.testing.assert_close(packed_logits(base, batch), before, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -239,6 +182,10 @@ def test_switched_off_the_adapter_is_not_there(tmp_path: Path) -> None:
         ("gpt2", "head-only", {}, "tied weights"),
         ("llama", "lora", {"target_modules": "q_prj"}, "has no linear layer called 'q_prj'. It has down_proj"),
         ("llama", "last-layers", {"num_last_layers": 4}, "has 3 layers"),
+        ("llama", "first-layers", {"num_first_layers": 4}, "has 3 layers"),
+        ("llama", "chosen", {}, "chosen trains what --trained-parameters names"),
+        ("llama", "chosen", {"trained_parameters": "layers.7.*"}, "has no parameter that fits 'layers.7.*'"),
+        ("llama", "c3a", {"method_options": "c3a.block_size=7"}, "c3a cannot be applied to"),
     ],
 )
 def test_names_that_match_nothing_are_errors(
@@ -246,6 +193,21 @@ def test_names_that_match_nothing_are_errors(
 ) -> None:
     with pytest.raises(InputError) as caught:
         applied(kind, "generation", name, tmp_path, **more)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("vera.rank", "'vera.rank', which is for none of the methods: did you mean 'vera.r'?"),
+        ("c3a.block_size", "'c3a.block_size', which is for none of the methods"),
+        ("full.r", "'full.r', which is for none of the methods: full, vera take none"),
+    ],
+)
+def test_an_option_for_nobody_is_an_error(option: str, words: str) -> None:
+    assert choose_methods(["vera", "full"], {"vera.r": 8}) == [METHODS["vera"], METHODS["full"]]
+    with pytest.raises(InputError) as caught:
+        choose_methods(["full", "vera"], {"vera.r": 8, option: 1})
     assert words in str(caught.value)
 
 

@@ -27,7 +27,7 @@ from tunesmith.evaluation.baselines import BASELINES, find_baseline
 from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
 from tunesmith.evaluation.metrics import METRICS, Predictions, paired_difference
 from tunesmith.evaluation.report import write_report
-from tunesmith.methods.table import find_method
+from tunesmith.methods.table import choose_methods
 from tunesmith.models.load import is_encoder, load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
 from tunesmith.runs.folder import FROZEN, locked, look
@@ -94,8 +94,7 @@ def compare(config: CompareConfig, parts: Split | None = None) -> Comparison:
 def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
     started = time.monotonic()
     folder = config.output or Path("runs") / f"compare-{Path(config.model).name}-{Path(config.data).stem}"
-    for name in config.methods:
-        find_method(name)
+    choose_methods(config.methods, config.method_options)
     source = resolve_model(config.model)
     load_config(source, config.model)
     find_max_length(config)

@@ -1,62 +1,326 @@
 """Reparameterised tuning: the change of a frozen matrix is written as something smaller.
 
-Parameters and files are PEFT's. For LoRA and DoRA the computation is ours (`lowrank.py`).
+Parameters and files are PEFT's. For LoRA and DoRA and those that only begin elsewhere the computation is ours
+(`lowrank.py`).
 """
 
 from __future__ import annotations
 
-from peft import LoraConfig, TaskType
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    BOFTConfig,
+    C3AConfig,
+    DeloraConfig,
+    FourierFTConfig,
+    GloraConfig,
+    GraloraConfig,
+    HiraConfig,
+    HRAConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    OFTConfig,
+    PeanutConfig,
+    PsoftConfig,
+    PveraConfig,
+    RandLoraConfig,
+    RoadConfig,
+    TinyLoraConfig,
+    UniLoraConfig,
+    VBLoRAConfig,
+    VeraConfig,
+    WaveFTConfig,
+    get_peft_model_state_dict,
+)
+from safetensors.torch import save_file
 
 from tunesmith.config import TrainingConfig
-from tunesmith.errors import InputError
-from tunesmith.models.layers import linear_names
+from tunesmith.methods.adapters import Adapter, Sizes, adapter, largest_factor, restore_adapter
+from tunesmith.methods.method import Method, Saving
 from tunesmith.models.load import Network
-from tunesmith.models.lowrank import fuse
-from tunesmith.models.wrap import wrap
+from tunesmith.models.safety import ADAPTER_WEIGHTS
+
+A, B = "lora_A", "lora_B"
 
 
-def add_lora(network: Network, config: TrainingConfig) -> None:
-    """W + (alpha / r) B A with B zero at the start (Hu et al. 2022, arXiv 2106.09685)."""
-    _add(network, config, use_dora=False)
+def start_inside(name: str, beginning: str, transposed: bool) -> Any:
+    """A LoRA that begins as a part of W and not at zero: W = (W - s B0 A0) + s B0 A0.
+
+    PEFT takes the part out of the frozen matrix. B0 and A0 are remembered, because `save_difference` needs them.
+    """
+    adapter = Adapter(name, LoraConfig, {"init_lora_weights": beginning}, transposed=transposed)
+
+    def apply(network: Network, config: TrainingConfig) -> None:
+        adapter(network, config)
+        wrapper: Any = network.wrapper
+        network.start = {
+            key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(wrapper).items() if _half(key)
+        }
+
+    return apply
 
 
-def add_dora(network: Network, config: TrainingConfig) -> None:
-    """LoRA on the direction of W, its column norms trained apart (Liu et al. 2024, arXiv 2402.09353)."""
-    _add(network, config, use_dora=True)
+def save_difference(network: Network, folder: Path) -> None:
+    """As a plain LoRA of twice the rank on the untouched base: s (B A - B0 A0) = s [B, -B0] [A; A0].
+
+    So no reader needs to find the same B0 and A0 again (Meng et al. 2024, arXiv 2404.02948, section 3).
+    """
+    wrapper: Any = network.wrapper
+    name = wrapper.active_adapter
+    weights = get_peft_model_state_dict(wrapper)
+    for key, start in network.start.items():
+        halves = (weights[key], start) if _half(key) == A else (weights[key], -start)
+        weights[key] = torch.cat(halves, dim=0 if _half(key) == A else 1)
+    config: LoraConfig = wrapper.peft_config[name]
+    whole = replace(config, r=2 * config.r, lora_alpha=2 * config.lora_alpha, init_lora_weights=True)
+    whole.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    whole.save_pretrained(str(folder))
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, folder / ADAPTER_WEIGHTS)
 
 
-def _add(network: Network, config: TrainingConfig, use_dora: bool) -> None:
-    present = linear_names(network.model)
-    targets = list(config.target_modules or present)
-    unknown = [target for target in targets if target not in present]
-    if unknown:
-        raise InputError(
-            f"target_modules: '{network.source}' has no linear layer called '{unknown[0]}'. It has {', '.join(present)}"
-        )
-    head = network.head_modules
-    peft_config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM if network.task == "generation" else TaskType.SEQ_CLS,
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        # The names of layers in the body may stand in the head too ("dense" in BERT's pooler).
-        exclude_modules=rf"(.*\.)?({'|'.join(head)})(\..*)?" if head else None,
-        modules_to_save=list(head) or None,
-        use_dora=use_dora,
-        fan_in_fan_out=_has_transposed_linears(network.model),
-        base_model_name_or_path=network.folder,
+def _half(key: str) -> str:
+    return next((half for half in (A, B) if f".{half}." in key), "")
+
+
+def lora_plus(name: str) -> float:
+    """B learns 16 times as fast as A (Hayou et al. 2024, arXiv 2402.12354, section 5)."""
+    return 16.0 if f".{B}." in name else 1.0
+
+
+_row = partial(adapter, "reparameterised")
+_FIXED: tuple[float, float] = (1e-3, 1e-3)
+DIFFERENCE = Saving(save_difference, restore_adapter)
+
+
+def _starting(name: str, summary: str, paper: str, transposed: bool = True) -> Method:
+    """A LoRA that begins inside the frozen matrices."""
+    return replace(
+        _row(name, summary, paper, LoraConfig, init_lora_weights=name),
+        apply=start_inside(name, name, transposed),
+        saving=DIFFERENCE,
+        transposed=transposed,
     )
-    adopt_lora(network, wrap(network.model, peft_config))
 
 
-def adopt_lora(network: Network, wrapped: nn.Module) -> None:
-    """Takes over a PEFT model: its base runs, it saves."""
-    network.wrapper = wrapped
-    fuse(wrapped)
+def _blocks(sizes: Sizes) -> dict[str, Any]:
+    return {"block_size": largest_factor(32, chain.from_iterable(sizes))}
 
 
-def _has_transposed_linears(model: nn.Module) -> bool:
-    return any(isinstance(module, Conv1D) for module in model.modules())
+def _rotated(sizes: Sizes) -> dict[str, Any]:
+    return {"oft_block_size": largest_factor(32, (inputs for _, inputs in sizes))}
+
+
+def _crossed(sizes: Sizes) -> dict[str, Any]:
+    return {"boft_block_size": largest_factor(4, (inputs for _, inputs in sizes))}
+
+
+def _narrow(sizes: Sizes) -> dict[str, Any]:
+    return {"r": min(32, *chain.from_iterable(sizes))}
+
+
+def _groups(sizes: Sizes) -> dict[str, Any]:
+    return {"group_size": largest_factor(64, (outputs for outputs, _ in sizes))}
+
+
+def _vectors(sizes: Sizes) -> dict[str, Any]:
+    return {"vector_length": largest_factor(256, chain.from_iterable(sizes))}
+
+
+def _frequencies(sizes: Sizes) -> dict[str, Any]:
+    return {"n_frequency": min(1000, *map(prod, sizes))}
+
+
+ROWS = (
+    _row(
+        "lora",
+        "low-rank updates of all linear layers",
+        "Hu et al. 2022, arXiv 2106.09685",
+        LoraConfig,
+        transposed=True,
+    ),
+    _row(
+        "dora",
+        "LoRA with trained norms",
+        "Liu et al. 2024, arXiv 2402.09353",
+        LoraConfig,
+        use_dora=True,
+        transposed=True,
+    ),
+    _row(
+        "rslora",
+        "LoRA by alpha / sqrt(r)",
+        "Kalajdzievski 2023, arXiv 2312.03732",
+        LoraConfig,
+        use_rslora=True,
+        transposed=True,
+    ),
+    replace(
+        _row(
+            "lora-plus",
+            "LoRA whose B learns faster",
+            "Hayou et al. 2024, arXiv 2402.12354",
+            LoraConfig,
+            transposed=True,
+        ),
+        rate_of=lora_plus,
+    ),
+    _starting("pissa", "LoRA that begins with the largest singular vectors", "Meng et al. 2024, arXiv 2404.02948"),
+    _starting(
+        "olora", "LoRA that begins with an orthonormal basis", "Büyükakyüz 2024, arXiv 2406.01775", transposed=False
+    ),
+    _row(
+        "hira",
+        "the matrix times a low-rank one, entry by entry",
+        "Huang et al. 2025 (ICLR)",
+        HiraConfig,
+        r=32,
+        transposed=True,
+    ),
+    _row(
+        "loha",
+        "the product of two low-rank matrices",
+        "Hyeon-Woo et al. 2022, arXiv 2108.06098",
+        LoHaConfig,
+        alpha=16,
+    ),
+    _row("lokr", "Kronecker products", "Yeh et al. 2024, arXiv 2309.14859", LoKrConfig, alpha=16),
+    _row("glora", "LoRA with factors of weight and bias", "Chavan et al. 2023, arXiv 2306.07967", GloraConfig),
+    _row("gralora", "LoRA in blocks", "Jung et al. 2025, arXiv 2505.20355", GraloraConfig, alpha=64, transposed=True),
+    _row("delora", "LoRA of bounded length", "Bini et al. 2025, arXiv 2503.18225", DeloraConfig),
+    _row("peanut", "a small network of the frozen weights", "Zhong et al. 2024, arXiv 2410.01870", PeanutConfig),
+    _row("miss", "one small matrix for all shards", "Kang & Yin 2024, arXiv 2409.15371", MissConfig, r=16),
+    # One set of matrices or vectors that all layers share.
+    _row(
+        "vera",
+        "scales of random matrices",
+        "Kopiczko et al. 2024, arXiv 2310.11454",
+        VeraConfig,
+        (5e-3, 5e-3),
+        by_width=False,
+        transposed=True,
+    ),
+    _row(
+        "pvera",
+        "VeRA with noise",
+        "arXiv 2512.07703 (2025)",
+        PveraConfig,
+        (5e-3, 5e-3),
+        by_width=False,
+        transposed=True,
+    ),
+    _row(
+        "randlora",
+        "sums of random matrices",
+        "Albert et al. 2025, arXiv 2502.00987",
+        RandLoraConfig,
+        transposed=True,
+    ),
+    _row(
+        "vblora",
+        "vectors of a shared bank",
+        "Li et al. 2024, arXiv 2405.15179",
+        VBLoRAConfig,
+        _FIXED,
+        fit=_vectors,
+        starts_equal=False,
+        transposed=True,
+    ),
+    _row(
+        "unilora",
+        "one vector for all layers",
+        "Li et al. 2025, arXiv 2506.00799",
+        UniLoraConfig,
+        _FIXED,
+        transposed=True,
+        starts_equal=False,
+        foreseen=False,
+    ),
+    _row(
+        "tinylora",
+        "few numbers between singular vectors",
+        "arXiv 2602.04118 (2026)",
+        TinyLoraConfig,
+        _FIXED,
+        transposed=True,
+    ),
+    # Frequencies, rotations, reflections.
+    _row(
+        "fourierft",
+        "frequencies",
+        "Gao et al. 2024, arXiv 2405.03003",
+        FourierFTConfig,
+        (1e-2, 1e-2),
+        by_width=False,
+        fit=_frequencies,
+        init_weights=True,
+        scaling=150.0,
+        transposed=True,
+    ),
+    _row(
+        "waveft",
+        "wavelets",
+        "Bilican et al. 2025, arXiv 2505.12532",
+        WaveFTConfig,
+        (1e-2, 1e-2),
+        by_width=False,
+        fit=_frequencies,
+        transposed=True,
+    ),
+    _row(
+        "c3a",
+        "circular convolutions",
+        "Chen et al. 2024, arXiv 2407.19342",
+        C3AConfig,
+        (1e-2, 1e-2),
+        by_width=False,
+        fit=_blocks,
+        init_weights=True,
+    ),
+    _row(
+        "oft",
+        "rotations in blocks",
+        "Qiu et al. 2023, arXiv 2306.07280",
+        OFTConfig,
+        _FIXED,
+        by_width=False,
+        fit=_rotated,
+        use_cayley_neumann=False,
+    ),
+    _row(
+        "boft",
+        "rotations by butterflies",
+        "Liu et al. 2024, arXiv 2311.06243",
+        BOFTConfig,
+        _FIXED,
+        fit=_crossed,
+        by_width=False,
+    ),
+    _row(
+        "psoft",
+        "rotations of the main directions",
+        "Wu et al. 2025, arXiv 2505.11235",
+        PsoftConfig,
+        _FIXED,
+        by_width=False,
+        fit=_narrow,
+    ),
+    _row("hra", "reflections", "Yuan et al. 2024, arXiv 2405.17484", HRAConfig, _FIXED, by_width=False),
+    _row(
+        "road",
+        "rotations of pairs of outputs",
+        "Liao & Monz 2024, arXiv 2409.00119",
+        RoadConfig,
+        (5e-3, 5e-3),
+        by_width=False,
+        fit=_groups,
+    ),
+)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
+from math import prod
+from typing import Any
 
+from peft import ShiraConfig
 from torch import nn
 
 from tunesmith.config import TrainingConfig
-from tunesmith.errors import InputError
-from tunesmith.models.layers import find_layers, freeze_body, is_norm
+from tunesmith.errors import InputError, nearest
+from tunesmith.methods.adapters import Sizes, adapter
+from tunesmith.methods.method import Method
+from tunesmith.models.layers import find_layers, freeze_body, is_attention, is_norm
 from tunesmith.models.load import Network
 
 
@@ -25,6 +31,53 @@ def train_last_layers(network: Network, config: TrainingConfig) -> None:
     for _, child in network.body.named_children():
         if is_norm(child):
             child.requires_grad_(True)
+
+
+def train_first_layers(network: Network, config: TrainingConfig) -> None:
+    """The first `num_first_layers` blocks, nearest to the words."""
+    layers = find_layers(network.model)
+    if config.num_first_layers > len(layers):
+        raise InputError(
+            f"num_first_layers is {config.num_first_layers}, but '{network.source}' has {len(layers)} layers"
+        )
+    freeze_body(network)
+    for layer in layers[: config.num_first_layers]:
+        layer.requires_grad_(True)
+
+
+def train_embeddings(network: Network, config: TrainingConfig) -> None:
+    """The vectors of the words; where the head is the same matrix, the head with them."""
+    freeze_body(network)
+    network.model.get_input_embeddings().requires_grad_(True)
+
+
+def train_attention(network: Network, config: TrainingConfig) -> None:
+    """Everything within the attention layers (Touvron et al. 2022, arXiv 2203.09795)."""
+    freeze_body(network)
+    for layer in find_layers(network.model):
+        for name, child in layer.named_children():
+            if is_attention(name):
+                child.requires_grad_(True)
+
+
+def train_chosen(network: Network, config: TrainingConfig) -> None:
+    """The parameters whose names fit one of `trained_parameters`, patterns with * and ?."""
+    freeze_body(network)
+    named = dict(network.body.named_parameters())
+    if not config.trained_parameters:
+        raise InputError(
+            "chosen trains what --trained-parameters names, for example 'layers.0.*,*norm*'. "
+            f"'{network.source}' has {', '.join(list(named)[:12])}, ..."
+        )
+    for pattern in config.trained_parameters:
+        found = fnmatch.filter(named, pattern)
+        if not found:
+            raise InputError(
+                f"trained_parameters: '{network.source}' has no parameter that fits '{pattern}'. "
+                f"{nearest(pattern.strip('*'), named)}"
+            )
+        for name in found:
+            named[name].requires_grad_(True)
 
 
 def train_biases(network: Network, config: TrainingConfig) -> None:
@@ -66,3 +119,60 @@ def _train_matching(network: Network, what: str, wanted: Callable[[nn.Module, st
             f"'{network.source}' has no {what}, so there is nothing to train. Its parameters are called "
             f"{', '.join(kinds)}; its modules are {', '.join(modules)}"
         )
+
+
+def _as_many_as_lora(sizes: Sizes) -> dict[str, Any]:
+    """As many weights as LoRA of rank 16 would train, where a matrix has them."""
+    return {"r": min(16, *(prod(size) // sum(size) for size in sizes))}
+
+
+ROWS = (
+    Method(
+        "last-layers",
+        "selective",
+        "the last blocks and the final norm",
+        "Lee et al. 2019, arXiv 1911.03090",
+        (1.5e-4, 3e-4),
+        train_last_layers,
+    ),
+    Method("first-layers", "selective", "the first blocks", "", (1.5e-4, 3e-4), train_first_layers),
+    Method("chosen", "selective", "parameters chosen by their names", "", (1.5e-4, 3e-4), train_chosen),
+    Method(
+        "attention",
+        "selective",
+        "attention layers only",
+        "Touvron et al. 2022, arXiv 2203.09795",
+        (1.5e-4, 3e-4),
+        train_attention,
+    ),
+    Method("embeddings", "selective", "the words' vectors", "", (7.5e-4, 7.5e-4), train_embeddings),
+    Method(
+        "bitfit",
+        "selective",
+        "biases only",
+        "Ben Zaken et al. 2022, arXiv 2106.10199",
+        (2e-3, 2e-3),
+        train_biases,
+        by_width=False,
+    ),
+    Method(
+        "norms",
+        "selective",
+        "normalisation layers only",
+        "Zhao et al. 2024, arXiv 2312.11420",
+        (2e-3, 2e-3),
+        train_norms,
+        by_width=False,
+    ),
+    Method("head-only", "selective", "the head only", "", (2e-3, 1e-3), train_head, by_width=False),
+    adapter(
+        "selective",
+        "shira",
+        "a few weights of each matrix, drawn at random",
+        "Bhardwaj et al. 2024, arXiv 2406.13175",
+        ShiraConfig,
+        (7.5e-4, 1.5e-3),
+        fit=_as_many_as_lora,
+        foreseen=False,
+    ),
+)

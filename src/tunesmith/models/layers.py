@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,9 +21,49 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     return max(lists, key=len)
 
 
+def layers_path(model: PreTrainedModel) -> str:
+    """Where the stack stands in the model, for example model.layers."""
+    layers = find_layers(model)
+    return next(name for name, module in model.named_modules() if module is layers)
+
+
 def is_norm(module: nn.Module) -> bool:
     """LayerNorm, RMSNorm and their relatives, which every model family spells in its own way."""
     return "norm" in type(module).__name__.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Sublayers:
+    """Linear layers of a block: where attention ends, where the feed-forward layer begins and ends."""
+
+    attention_out: nn.Module
+    feed_in: nn.Module
+    feed_out: nn.Module
+
+
+def find_sublayers(layer: nn.Module) -> Sublayers:
+    """By the order in which a block keeps its linear layers, those of attention under names with "att".
+
+    Raises:
+        InputError: a block without attention or feed-forward layer of its own, or with experts.
+    """
+    linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    attention = [module for name, module in linears if is_attention(name.split(".")[0])]
+    feed = [module for name, module in linears if module not in attention]
+    if not attention or not 2 <= len(feed) <= MOST_IN_FEED_FORWARD:
+        raise InputError(
+            f"{type(layer).__name__}: attention and feed-forward layer are not told apart; its linear layers are "
+            f"{', '.join(name for name, _ in linears)}"
+        )
+    return Sublayers(attention[-1], feed[0], feed[-1])
+
+
+MOST_IN_FEED_FORWARD = 3  # a gate, up and down
+
+
+def is_attention(name: str) -> bool:
+    """A block's child by its name: attention, attn, self_attn."""
+    return "att" in name.lower() and "norm" not in name.lower()
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

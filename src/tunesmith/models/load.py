@@ -61,6 +61,7 @@ class Network:
     source       the name as the user gave it; `folder` is where it was loaded from
     new_modules  names of modules that had no pretrained weights
     fingerprint  sha256 of the pretrained weights as they were loaded, without new modules
+    start        trained tensors as they began, by name, where saving needs them
     """
 
     model: PreTrainedModel
@@ -76,6 +77,7 @@ class Network:
     num_virtual: int = 0
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
+    start: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def body(self) -> PreTrainedModel:

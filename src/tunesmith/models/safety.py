@@ -34,7 +34,15 @@ LONGEST_POINTER = 1024
 
 ATTENTIONS = {None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"}
 EXPERTS = {None, "eager", "batched_mm", "grouped_mm"}
-ADAPTERS = ("LORA", "PROMPT_TUNING")
+# Types of PEFT that put virtual tokens before each row, and those that change a matrix. All of them read no further
+# files by names that stand in their configuration.
+VIRTUAL = ("PROMPT_TUNING", "P_TUNING")
+CHANGES = (
+    *("LORA", "IA3", "LOHA", "LOKR", "VERA", "RANDLORA", "FOURIERFT", "OFT", "BOFT", "HRA", "MISS", "DELORA", "C3A"),
+    *("VBLORA", "GRALORA", "SHIRA", "HIRA", "ROAD", "WAVEFT", "PEANUT", "PSOFT", "PVERA", "TINYLORA"),
+    *("UNILORA", "ADAMSS", "GLORA", "DEFT"),
+)
+ADAPTERS = VIRTUAL + CHANGES
 # Keys whose own keys are a user's words.
 WORDS = {"label2id", "id2label"}
 
@@ -217,9 +225,8 @@ def _check_architecture(config: dict[str, Any], path: Path) -> None:
 
 
 def _check_adapter(config: dict[str, Any], path: Path) -> None:
-    """Other types of PEFT read further files by names that stand in their configuration."""
     kind = config.get("peft_type")
     if kind not in ADAPTERS:
-        raise InputError(f"{path}: an adapter of type {kind}; tunesmith reads {' and '.join(ADAPTERS)}")
+        raise InputError(f"{path}: an adapter of type {kind}; tunesmith reads {', '.join(ADAPTERS)}")
     if not (path.parent / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{path.parent}: an adapter without its weights ({ADAPTER_WEIGHTS}). Fetch them too")

@@ -10,27 +10,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from tunesmith.errors import InputError
-from tunesmith.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_folder
+from tunesmith.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VIRTUAL, check_folder
 from tunesmith.models.weights import read_json, refuse_broken
 from tunesmith.storage import sha256_of
 
+# As it is by default; said aloud, torch does not warn when SHiRA makes its first sparse tensor.
+torch.sparse.check_sparse_tensor_invariants.disable()
+
 
 @contextmanager
-def _current_names() -> Iterator[None]:
-    """PEFT asks transformers for attributes by names that it has deprecated; the user can do nothing about it."""
+def _quietly() -> Iterator[None]:
+    """Without warnings about which the user can do nothing: PEFT asks transformers for attributes by names that it has
+    deprecated, and looks for a compiler of CUDA that BOFT can do without."""
     with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "(Failed to load the CUDA extension|Setting boft_n_butterfly_factor to 1)", UserWarning
+        )
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> Any:
     """The PEFT model around `model`, with new adapter weights."""
-    with _current_names():
+    with _quietly():
         return get_peft_model(model, config)
 
 
@@ -44,7 +54,7 @@ def read(model: PreTrainedModel, folder: Path) -> Any:
     if not (folder / ADAPTER_CONFIG).is_file():  # PEFT would ask the hub for it
         raise InputError(f"{folder}: not an adapter, it holds no {ADAPTER_CONFIG}")
     try:
-        with _current_names():
+        with _quietly():
             # We look for missing weights ourselves.
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
             wrapped = PeftModel.from_pretrained(model, folder)
@@ -55,13 +65,17 @@ def read(model: PreTrainedModel, folder: Path) -> Any:
     return wrapped
 
 
+# Embeddings and heads that PEFT saves along, and the network of P-tuning, whose result is saved.
+MAY_BE_SAVED_TOO = ("embed", "lm_head", "prompt_encoder")
+
+
 def _check_complete(wrapped: PeftModel, folder: Path) -> None:
     """PEFT leaves at random what an adapter lacks, and leaves out what has no place."""
     weights = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         saved = set(file.keys())
     lacking = sorted(weights.keys() - saved)
-    homeless = sorted(name for name in saved - weights.keys() if "embed" not in name and "lm_head" not in name)
+    homeless = sorted(name for name in saved - weights.keys() if not any(part in name for part in MAY_BE_SAVED_TOO))
     if lacking or homeless:
         what = f"lacks {lacking[0]}" if lacking else f"has {homeless[0]}, for which it has no place"
         raise InputError(f"{folder / ADAPTER_WEIGHTS}: the adapter does not fit the base model: it {what}")
@@ -72,14 +86,30 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """`model` with an adapter's changes added to its own weights.
 
     Raises:
-        InputError: as `read`, or an adapter of a type that is no change of weights.
+        InputError: as `read`, or an adapter that is no change of weights.
     """
     kind = read_json(folder / ADAPTER_CONFIG).get("peft_type")
-    if kind != "LORA":
-        raise InputError(f"{folder}: an adapter of type {kind} cannot be merged into its base model. Give the base")
-    wrapped = read(model, folder)
-    merged: PreTrainedModel = wrapped.merge_and_unload()
-    return merged
+    if kind in VIRTUAL:
+        raise InputError(
+            f"{folder}: an adapter of type {kind} puts virtual tokens before each row, and these cannot be merged into "
+            "the base model's weights. Give the base"
+        )
+    return unwrap_merged(read(model, folder))
+
+
+def unwrap_merged(wrapped: PeftModel) -> PreTrainedModel:
+    """The base model of a PEFT model, with every adapter merged into the layer it stands in, and new heads in place.
+
+    PEFT's own `merge_and_unload` stops at a head of several layers (BERT's pooler) for most kinds of adapters.
+    """
+    model: PreTrainedModel = wrapped.get_base_model()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    return model
 
 
 def identify(folder: Path) -> str:

@@ -79,9 +79,8 @@ def fit(
         KeyboardInterrupt: asked to stop.
     """
     parameters = trainable(network)
-    state = State(
-        parameters, make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim), plan.device
-    )
+    optimizer = make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim, plan.rates)
+    state = State(parameters, optimizer, plan.device)
     saver = Saver(watch.checkpoints, watch.log, plan.save_steps, plan.save_minutes, watch.mend)
     if start is not None:
         load_start(start, state)
@@ -106,7 +105,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int, n
     num_warmup = math.ceil(num_steps * plan.warmup_ratio)
     factor = learning_rate_factor(step, num_steps, num_warmup, plan.schedule)
     for group in optimizer.param_groups:
-        group["lr"] = plan.learning_rate * factor
+        group["lr"] = plan.learning_rate * group["rate"] * factor
 
 
 def steps_per_epoch(num_rows: int, plan: Plan) -> int:
@@ -261,13 +260,13 @@ class _Training:
 
     def _report(self, step: Step | None) -> str:
         """Writes a step down; a skipped one has no loss."""
-        outcome = self._state.progress.outcome
+        outcome, group = self._state.progress.outcome, self._state.optimizer.param_groups[0]
         memory = current_memory(self._plan.device)
         self._watch.log.write(
             step=outcome.steps,
             epoch=round(outcome.epochs, 4),
             loss=math.nan if step is None else step.loss,
-            learning_rate=self._state.optimizer.param_groups[0]["lr"],
+            learning_rate=group["lr"] / group["rate"],
             grad_norm=math.nan if step is None else step.grad_norm,
             tokens=outcome.num_tokens,
             tokens_per_second=outcome.tokens_per_second,

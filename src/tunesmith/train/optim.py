@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -14,6 +14,8 @@ from tunesmith.train.adamw import AdamW8bit
 
 Schedule = Literal["linear", "cosine", "constant"]
 Optim = Literal["adamw", "adamw_8bit"]
+
+NO_RATES: Mapping[str, float] = {}
 
 _KINDS: dict[Optim, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
@@ -38,12 +40,27 @@ def learning_rate_factor(step: int, num_steps: int, num_warmup: int, schedule: S
 
 
 def make_optimizer(
-    named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float, kind: Optim = "adamw"
+    named: Iterable[tuple[str, nn.Parameter]],
+    learning_rate: float,
+    weight_decay: float,
+    kind: Optim = "adamw",
+    rates: Mapping[str, float] = NO_RATES,
 ) -> torch.optim.Optimizer:
-    """Decoupled weight decay (Loshchilov & Hutter 2019), not on biases, norms and other vectors."""
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for _, parameter in named:
-        (matrices if parameter.ndim > 1 else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return _KINDS[kind]([group for group in groups if group["params"]], lr=learning_rate)
+    """Decoupled weight decay (Loshchilov & Hutter 2019), not on biases, norms and other vectors.
+
+    Args:
+        rates: what the learning rate of a parameter is multiplied by, by name; 1 where not given.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault((parameter.ndim <= 1, rates.get(name, 1.0)), []).append(parameter)
+    described = [
+        {
+            "params": groups[is_vector, rate],
+            "weight_decay": 0.0 if is_vector else weight_decay,
+            "lr": learning_rate * rate,
+            "rate": rate,
+        }
+        for is_vector, rate in sorted(groups)
+    ]
+    return _KINDS[kind](described, lr=learning_rate)

@@ -247,7 +247,7 @@ def _trace(network: Network, pretence: Pretence, rows: Rows, plan: Plan, prefix:
             judged_losses(network, pack(judged, network.num_virtual, network.is_decoder))
         works["validation"] = trace.begin("forward")
         network.model.train()
-        optimizer = make_optimizer(named, plan.learning_rate, plan.weight_decay, plan.optim)
+        optimizer = make_optimizer(named, plan.learning_rate, plan.weight_decay, plan.optim, plan.rates)
         accumulate(network, window, named, plan, 0)
         works["window"] = trace.begin(UPDATE)
         gradients = trace.numbers_of(parameter.grad for _, parameter in named)

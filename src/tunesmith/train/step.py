@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,9 +23,13 @@ from tunesmith.train.optim import Optim, Schedule
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to train. Steps are optimizer steps; `eval_steps` None means once an epoch."""
+    """How to train. Steps are optimizer steps; `eval_steps` None means once an epoch.
+
+    `rates` are factors of the learning rate by the parameter's name; 1 where there is none.
+    """
 
     learning_rate: float
+    rates: Mapping[str, float] = field(default_factory=dict)
     num_epochs: float = 3.0
     batch_size: int = 16
     accumulation: int = 1

@@ -1,0 +1,73 @@
+"""A network put under a method, ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from tunesmith.config import TrainingConfig
+from tunesmith.errors import InputError
+from tunesmith.methods.method import REFERENCE_WIDTH, Method
+from tunesmith.models.checkpointing import checkpoint_blocks
+from tunesmith.models.embedding import use_row_gradients
+from tunesmith.models.layers import find_layers, layers_path
+from tunesmith.models.load import Network, settle_precision
+from tunesmith.models.quantized import quantize_base
+
+
+def put_under(
+    network: Network, method: Method, config: TrainingConfig, dtype: torch.dtype, place: Callable[[Network], None]
+) -> None:
+    """A loaded network under a method, in its precision and, by `place`, where it computes; ready to train.
+
+    Raises:
+        InputError: the method, or a setting of it, cannot be applied to this network.
+    """
+    if config.weights_dtype == "bfloat16" and not (dtype == torch.bfloat16 and config.optim == "adamw_8bit"):
+        raise InputError(
+            "weights_dtype bfloat16 needs optim adamw_8bit, which rounds at random, and products in bfloat16; here are "
+            f"{config.optim} and {str(dtype).removeprefix('torch.')}"
+        )
+    method.apply(network, config)
+    settle_precision(network, dtype, getattr(torch, config.weights_dtype))
+    if config.quantization is not None:
+        quantize_base(network, config.quantization)
+    place(network)
+    use_row_gradients(network.model)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(network)
+
+
+def default_learning_rate(method: Method, network: Network) -> float:
+    with_new_head, writing = method.learning_rate
+    rate = writing if network.task == "generation" else with_new_head
+    if not method.by_width:
+        return rate
+    return float(f"{rate * REFERENCE_WIDTH / network.model.config.hidden_size:.2g}")
+
+
+def find_rates(network: Network, method: Method, config: TrainingConfig) -> Mapping[str, float]:
+    """What the learning rate of each trained parameter is multiplied by, by name; those with 1 are left out.
+
+    With `layer_decay` d the block k below the last learns d^k times as fast, the embeddings below all of them d^L
+    (Howard & Ruder 2018, arXiv 1801.06146, section 3.2; Clark et al. 2020).
+    """
+    root = network.model if network.wrapper is None else network.wrapper
+    path, num_layers = layers_path(network.model), len(find_layers(network.model))
+    rates = {}
+    for name, parameter in root.named_parameters():
+        if parameter.requires_grad:
+            depth = _depth(name, path, num_layers)
+            factor = method.rate_of(name) * config.layer_decay**depth
+            if factor != 1:
+                rates[name] = factor
+    return rates
+
+
+def _depth(name: str, path: str, num_layers: int) -> int:
+    """How many blocks stand above a parameter's own; L for embeddings, 0 above the blocks."""
+    _, found, below = name.partition(f"{path}.")
+    if found and below.split(".")[0].isdecimal():
+        return num_layers - 1 - int(below.split(".")[0])
+    return num_layers if "embed" in name else 0
