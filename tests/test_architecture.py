@@ -26,7 +26,7 @@ LEVELS = (
     ("reward",),
     ("feedback",),
     ("evaluation",),
-    ("planning", "checking"),
+    ("planning", "survey", "checking"),
     ("tuning", "pretrain"),
     ("forecasting",),
     ("runs",),

@@ -26,6 +26,7 @@ from tunesmith import assets
 from tunesmith.config import (
     CheckConfig,
     CompareConfig,
+    ExportConfig,
     PlanConfig,
     TokensConfig,
     TuneConfig,
@@ -35,7 +36,15 @@ from tunesmith.errors import InputError
 from tunesmith.flags import by_our_names, flags_of
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
-from tunesmith.tables import comparison_table, plan_table, proof_lines, report_lines, token_lines
+from tunesmith.tables import (
+    comparison_table,
+    methods_markdown,
+    methods_table,
+    plan_table,
+    proof_lines,
+    report_lines,
+    token_lines,
+)
 from tunesmith.terminal import describe_bytes, describe_seconds
 
 # Without a terminal nobody needs lines broken at 80 columns.
@@ -99,6 +108,21 @@ def plan(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
         if forecast.advice:
             out.print(f"{forecast.method}: {forecast.advice}", markup=False, soft_wrap=True)
     out.print(forecasts[0].basis, markup=False, soft_wrap=True)
+
+
+@app.command
+@flags_of(ExportConfig)
+def export(*runs: Path, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Make a run into a model that other programs load: merged into its base, in part, or with other runs."""
+    from tunesmith.export import export as run_stage
+
+    where = {"runs": runs} if runs else {}
+    found = run_stage(ExportConfig.read(config, {**where, **given(settings)}))
+    if as_json:
+        return print_json(found)
+    out.print(f"{found.form} model  {found.folder}", markup=False)
+    if found.gap is not None:
+        out.print(f"logits differ from the run's by at most {found.gap:.1e} of the largest", markup=False)
 
 
 data = App(name="data", help="Look at data before anything is trained on it.")
@@ -273,13 +297,26 @@ def doctor(folder: Path, /, *, as_json: AsJson = False) -> int:
 
 
 @app.command
-def methods(*, as_json: AsJson = False) -> None:
-    """List the ways to adjust the weights."""
-    from tunesmith.methods.table import METHODS
+def methods(
+    *,
+    model: str | None = None,
+    markdown: Annotated[bool, Parameter(negative="", help="Print a Markdown table.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the ways to adjust the weights.
 
-    keys = ("name", "family", "summary", "paper")
-    rows = [{key: getattr(method, key) for key in keys} for method in METHODS.values()]
-    print_rows(rows, as_json)
+    Parameters
+    ----------
+    model: Say also how many parameters each would train of this model.
+    """
+    from tunesmith.survey import survey
+
+    rows = survey(model)
+    if as_json:
+        return print_json(rows)
+    if markdown:
+        return print(methods_markdown(rows))
+    out.print(methods_table(rows))
 
 
 @app.command

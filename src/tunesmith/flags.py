@@ -23,7 +23,7 @@ def flags_of(schema: type[Config]) -> Callable[[Callable[..., Any]], Callable[..
         own = list(inspect.signature(command, eval_str=True).parameters.values())
         parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
         for name, field in schema.model_fields.items():
-            if name == "data" and any(parameter.name == "source" for parameter in own):
+            if ("source" if name == "data" else name) in {parameter.name for parameter in own}:
                 continue  # stands by itself
             kind: Any = bool if field.annotation is bool and SWITCH not in field.metadata else str
             flag = Parameter(help=f"{field.description}{_describe_default(field)}", negative="", show_default=False)

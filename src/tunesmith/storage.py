@@ -88,23 +88,27 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def sealed(final: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `final` in one rename, or nothing.
-
-    When the block ends, every file is flushed to the disk, a seal with the size and sha256 of each is
-    written last, and only then the folder gets its name. `final` must not exist.
-    """
+def appearing(final: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `final` in one rename, or nothing. `final` must not exist."""
     partial = final.with_name(f".{final.name}.{os.getpid()}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        write_json(partial / SEAL, {"format": 1, "files": describe_files(partial)})
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(final.parent)
+
+
+@contextmanager
+def sealed(final: Path) -> Iterator[Path]:
+    """As `appearing`; before the folder gets its name, every file is flushed to the disk and a seal with the size and
+    sha256 of each is written last."""
+    with appearing(final) as partial:
+        yield partial
+        write_json(partial / SEAL, {"format": 1, "files": describe_files(partial)})
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

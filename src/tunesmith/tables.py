@@ -65,6 +65,64 @@ def plan_table(forecasts: Sequence[Forecast]) -> Table:
     return table
 
 
+def methods_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Ways to adjust the weights, family by family."""
+    sized = "trained" in rows[0]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for title in ("trained", "share", "rate") if sized else ():
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("saved as", "merges", "what"):
+        table.add_column(title, no_wrap=title != "what")
+    family = ""
+    for row in rows:
+        if row["family"] != family:
+            family = row["family"]
+            table.add_row(family, style="bold cyan")
+        refused = bool(row.get("refusal"))
+        sizes = [] if not sized else ["-"] * 3 if refused else _sizes(row)
+        what = row["refusal"] if refused else row["summary"]
+        table.add_row(
+            f"  {row['name']}", *sizes, row["saved_as"], _yes(row["merges"]), what, style="dim" if refused else ""
+        )
+    return table
+
+
+def _sizes(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['trained']:,}", f"{row['share']:.2%}", f"{row['learning_rate']:g}"]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "-"
+
+
+def methods_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same as a table in Markdown, with papers and defaults."""
+    titles = (
+        "method",
+        "what is trained",
+        "paper",
+        "rate: head / text",
+        "other defaults",
+        "saved as",
+        "merges",
+        "starts equal",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    family = ""
+    for row in rows:
+        if row["family"] != family:
+            family = row["family"]
+            lines.append(f"| **{family}** " + "|" * len(titles))
+        rates = " / ".join(f"{rate:g}" for rate in row["learning_rate"]) + (" · 512 / width" if row["by_width"] else "")
+        settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
+        flags = (row["saved_as"], _yes(row["merges"]), _yes(row["starts_equal"]))
+        lines.append(
+            f"| `{row['name']}` | " + " | ".join((row["summary"], row["paper"], rates, settings, *flags)) + " |"
+        )
+    return "\n".join(lines)
+
+
 def comparison_table(content: Mapping[str, Any]) -> Table:
     """Systems as rows: metrics with intervals, and what they cost. The best is marked, so is the advice.
 

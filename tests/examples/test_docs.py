@@ -56,3 +56,9 @@ def test_commands_print_what_the_docs_show(
     (tmp_path / "as-executed.md").write_text(found, encoding="utf-8")
     assert found == document
     assert len(BLOCK.findall(document)) >= 4
+
+
+def test_the_table_of_methods_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, rest = (DOCS / "methods.md").read_text(encoding="utf-8").partition("<!-- table -->\n")
+    assert cli.run(["methods", "--markdown"]) == 0
+    assert rest.partition("<!-- end of table -->")[0] == capsys.readouterr().out

@@ -136,7 +136,7 @@ def restore_adapter(network: Network, folder: Path) -> None:
     adopt(network, read(network.model, folder))
 
 
-ADAPTER = Saving(save_pretrained, restore_adapter)
+ADAPTER = Saving("PEFT adapter", save_pretrained, restore_adapter)
 
 
 def adapter(  # noqa: PLR0913 (one argument for each column)

@@ -206,8 +206,8 @@ def restore_prompt(network: Network, folder: Path) -> None:
     adopt_prompt(network, read(network.model, folder))
 
 
-PROMPT = Saving(save_pretrained, restore_prompt)
-BOTTLENECK = Saving(save_bottlenecks, restore_bottlenecks)
+PROMPT = Saving("PEFT adapter", save_pretrained, restore_prompt)
+BOTTLENECK = Saving("own files", save_bottlenecks, restore_bottlenecks)
 
 ROWS = (
     Method(

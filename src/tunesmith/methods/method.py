@@ -17,12 +17,16 @@ Family = Literal["full", "selective", "additive", "reparameterised"]
 class Saving:
     """How a tuned network becomes files and how these are put back on a freshly loaded base.
 
-    `whole` says that the files are a complete model, so that no base is needed.
+    `form` says what the files are. Without `restore` they are a complete model, so that no base is needed.
     """
 
+    form: str
     save: Callable[[Network, Path], None]
-    restore: Callable[[Network, Path], None] | None
-    whole: bool = False
+    restore: Callable[[Network, Path], None] | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.restore is None
 
 
 def save_pretrained(network: Network, folder: Path) -> None:
@@ -32,7 +36,7 @@ def save_pretrained(network: Network, folder: Path) -> None:
         wrapper.save_pretrained(folder)
 
 
-WHOLE = Saving(save_pretrained, None, whole=True)
+WHOLE = Saving("model", save_pretrained)
 
 REFERENCE_WIDTH = 512
 

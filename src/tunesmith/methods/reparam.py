@@ -98,7 +98,7 @@ def lora_plus(name: str) -> float:
 
 _row = partial(adapter, "reparameterised")
 _FIXED: tuple[float, float] = (1e-3, 1e-3)
-DIFFERENCE = Saving(save_difference, restore_adapter)
+DIFFERENCE = Saving("PEFT adapter (LoRA)", save_difference, restore_adapter)
 
 
 def _starting(name: str, summary: str, paper: str, transposed: bool = True) -> Method:

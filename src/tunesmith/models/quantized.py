@@ -18,6 +18,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import InputError
 from tunesmith.models.layers import matrix_of
@@ -108,6 +109,17 @@ def quantize_base(network: Network, kind: Quantization) -> None:
         base.add_module(PACKED, KINDS[kind](matrix_of(base).detach()))
         base.register_parameter("weight", None)
         vars(base)["forward"] = MethodType(_forward, base)
+
+
+def unpack_base(network: Network) -> None:
+    """Whole matrices again, of the values that the packed ones stand for."""
+    root = network.model if network.wrapper is None else network.wrapper
+    for layer in root.modules():
+        if isinstance(layer, LoraLinear) and hasattr(base := layer.get_base_layer(), PACKED):
+            whole = getattr(base, PACKED).read(torch.float32)
+            base.weight = nn.Parameter(whole.T if isinstance(base, Conv1D) else whole, requires_grad=False)
+            delattr(base, PACKED)
+            del vars(base)["forward"]
 
 
 def _forward(base: Any, x: torch.Tensor) -> torch.Tensor:
