@@ -214,6 +214,9 @@ class TrainingConfig(DataConfig):
     )
     warmup_ratio: Fraction = Field(0.06, description="Share of the steps in which the learning rate rises.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay on matrices.")
+    l2_sp: float = Field(
+        0.0, ge=0, description="Decay of pretrained weights towards how they began, so that less is forgotten (L2-SP)."
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     eval_steps: int | None = Field(None, gt=0, description="Evaluate every so many steps; else each epoch.")
     early_stopping_patience: int | None = Field(

@@ -151,7 +151,7 @@ def _blend(runs: Sequence[Run], config: ExportConfig) -> Network:
     combine = COMBINATIONS[config.combine]
     with torch.no_grad():
         for name, weight in base.model.named_parameters():
-            if _is_new(name, base):
+            if base.is_new(name):
                 weight.copy_(merged[0][name])
                 continue
             changes = [tuned[name] - weight for tuned in merged]
@@ -176,10 +176,6 @@ def _load_base(runs: Sequence[Run]) -> Network:
     if base.fingerprint != parents[0]["fingerprint"]:
         raise InputError(f"'{parents[0]['name']}' is no longer the model from which {runs[0].folder} was made")
     return base
-
-
-def _is_new(name: str, network: Network) -> bool:
-    return any(name == new or name.startswith(f"{new}.") for new in network.new_modules)
 
 
 def _write(network: Network, output: Path) -> None:

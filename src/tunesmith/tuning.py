@@ -247,6 +247,7 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         accumulation=config.gradient_accumulation_steps,
         optim=config.optim,
         weight_decay=config.weight_decay,
+        l2_sp=config.l2_sp,
         penalty=Penalty(config.label_smoothing_factor, config.z_loss),
         max_grad_norm=config.max_grad_norm,
         warmup_ratio=config.warmup_ratio,

@@ -16,6 +16,7 @@ import torch
 from tunesmith.train import adamw, blockwise
 from tunesmith.train.adamw import AdamW8bit
 from tunesmith.train.blockwise import BLOCK, dequantize, dynamic_values, quantize
+from tunesmith.train.optim import hold_near_start, make_optimizer
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -143,3 +144,26 @@ def test_states_take_two_bytes_a_weight_and_can_be_put_back() -> None:
     assert torch.equal(weight, twin)
     size = sum(value.nbytes for value in optimizer.state[weight].values())
     assert size == pytest.approx(weight.numel() * (2 + 2 * 4 / BLOCK), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+def test_weights_are_held_near_to_where_they_began(kind: Any) -> None:
+    """After each update the way from the start is shorter by lr x strength; weights that are not held are as without."""
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(6, 4, generator=generator) for _ in range(2)]
+    gradients = [torch.randn(6, 4, generator=generator) for _ in range(2)]
+
+    def one_step(strength: float) -> list[torch.Tensor]:
+        weights = [torch.nn.Parameter(start.clone()) for start in starts]
+        optimizer = make_optimizer([("held", weights[0]), ("free", weights[1])], 0.1, 0.0, kind)
+        if strength:
+            hold_near_start(optimizer, weights[:1], strength)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        optimizer.step()
+        return [weight.detach() for weight in weights]
+
+    (held, free), (held_without, free_without) = one_step(3.0), one_step(0.0)
+    torch.testing.assert_close(held, starts[0] + 0.7 * (held_without - starts[0]))
+    assert torch.equal(free, free_without)
+    torch.testing.assert_close(one_step(1e9)[0], starts[0])

@@ -30,6 +30,11 @@ def put_under(
             f"{config.optim} and {str(dtype).removeprefix('torch.')}"
         )
     method.apply(network, config)
+    if config.l2_sp and network.wrapper is not network.model:
+        raise InputError(
+            f"l2_sp holds pretrained weights near to where they began, and {method.name} trains none of them; "
+            "weight_decay does the like for new ones"
+        )
     settle_precision(network, dtype, getattr(torch, config.weights_dtype))
     if config.quantization is not None:
         quantize_base(network, config.quantization)

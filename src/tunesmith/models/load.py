@@ -89,6 +89,10 @@ class Network:
         """Last name parts of the modules that every method trains; empty for generation."""
         return () if self.task == "generation" else find_head(self.model).modules
 
+    def is_new(self, name: str) -> bool:
+        """Whether a parameter had no pretrained weights."""
+        return any(name == new or name.startswith(f"{new}.") for new in self.new_modules)
+
     @property
     def is_decoder(self) -> bool:
         return not is_encoder(self.model.config)

@@ -29,8 +29,8 @@ from tunesmith.runtime import MetricsLog, Trimmer, current_memory
 from tunesmith.signals import Stopped, check, shielded
 from tunesmith.terminal import Bar, describe_bytes, say
 from tunesmith.train import generators
-from tunesmith.train.checkpoint import Start, State, find_checkpoint, load_start, load_weights
-from tunesmith.train.optim import learning_rate_factor, make_optimizer
+from tunesmith.train.checkpoint import Named, Start, State, find_checkpoint, load_start, load_weights
+from tunesmith.train.optim import hold_near_start, learning_rate_factor, make_optimizer
 from tunesmith.train.progress import Outcome
 from tunesmith.train.saver import Saver
 from tunesmith.train.step import NonFiniteError, Plan, Step, accumulate
@@ -79,7 +79,7 @@ def fit(
         KeyboardInterrupt: asked to stop.
     """
     parameters = trainable(network)
-    optimizer = make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim, plan.rates)
+    optimizer = optimizer_for(network, parameters, plan)
     state = State(parameters, optimizer, plan.device)
     saver = Saver(watch.checkpoints, watch.log, plan.save_steps, plan.save_minutes, watch.mend)
     if start is not None:
@@ -99,6 +99,14 @@ def fit(
         load_weights(best, parameters)
     network.model.eval()
     return outcome
+
+
+def optimizer_for(network: Network, parameters: Named, plan: Plan) -> torch.optim.Optimizer:
+    """Made before a checkpoint is read: what L2-SP holds weights near to is how they were pretrained."""
+    optimizer = make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim, plan.rates)
+    if plan.l2_sp:
+        hold_near_start(optimizer, (p for name, p in parameters if not network.is_new(name)), plan.l2_sp)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int, num_steps: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -64,3 +64,18 @@ def make_optimizer(
         for is_vector, rate in sorted(groups)
     ]
     return _KINDS[kind](described, lr=learning_rate)
+
+
+def hold_near_start(optimizer: torch.optim.Optimizer, starts: Iterable[nn.Parameter], strength: float) -> None:
+    """L2-SP (Li et al. 2018, arXiv 1802.01483), decoupled as AdamW's decay is: after each update w - w0 shrinks by the
+    share learning rate x strength. Weights of `starts` as they are now are w0; a copy of them is kept."""
+    beginnings = {parameter: parameter.detach().clone() for parameter in starts}
+
+    @torch.no_grad()
+    def pull_back(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            held = [parameter for parameter in group["params"] if parameter in beginnings]
+            for parameter in held:
+                parameter.lerp_(beginnings[parameter], min(1.0, group["lr"] * strength))
+
+    optimizer.register_step_post_hook(pull_back)

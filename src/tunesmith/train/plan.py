@@ -25,9 +25,8 @@ from tunesmith.runtime import autocast
 from tunesmith.terminal import describe_bytes, describe_seconds
 from tunesmith.train import generators
 from tunesmith.train.checkpoint import estimate_bytes
-from tunesmith.train.loop import FEWEST_TO_REHEARSE, count_steps, steps_per_epoch, trainable
+from tunesmith.train.loop import FEWEST_TO_REHEARSE, count_steps, optimizer_for, steps_per_epoch, trainable
 from tunesmith.train.objective import judged_losses
-from tunesmith.train.optim import make_optimizer
 from tunesmith.train.step import Plan, accumulate
 from tunesmith.train.trace import UPDATE, Holding, Kind, Trace, Work
 
@@ -247,7 +246,7 @@ def _trace(network: Network, pretence: Pretence, rows: Rows, plan: Plan, prefix:
             judged_losses(network, pack(judged, network.num_virtual, network.is_decoder))
         works["validation"] = trace.begin("forward")
         network.model.train()
-        optimizer = make_optimizer(named, plan.learning_rate, plan.weight_decay, plan.optim, plan.rates)
+        optimizer = optimizer_for(network, named, plan)
         accumulate(network, window, named, plan, 0)
         works["window"] = trace.begin(UPDATE)
         gradients = trace.numbers_of(parameter.grad for _, parameter in named)

@@ -35,6 +35,7 @@ class Plan:
     accumulation: int = 1
     optim: Optim = "adamw"
     weight_decay: float = 0.0
+    l2_sp: float = 0.0
     penalty: Penalty = PLAIN
     max_grad_norm: float = 1.0
     warmup_ratio: float = 0.06
