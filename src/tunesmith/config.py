@@ -274,6 +274,9 @@ class TrainingConfig(DataConfig):
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Each block learns so much slower than the one above it; 1 for all alike."
     )
+    gradual_unfreezing: float = Field(
+        0.0, ge=0, description="Each block begins to learn so many epochs after the one above it; 0 for all at once."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from tunesmith.data.split import split
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
 from tunesmith.methods import full
-from tunesmith.methods.apply import default_learning_rate
+from tunesmith.methods.apply import default_learning_rate, find_rates, put_under
 from tunesmith.methods.method import Method
 from tunesmith.methods.table import METHODS, choose_methods
 from tunesmith.models import lean
@@ -32,8 +32,10 @@ from tunesmith.models.lowrank import find_norms
 from tunesmith.models.packed import packed_logits
 from tunesmith.records import Split, TokenizedExample
 from tunesmith.runs.run import Run
-from tunesmith.train.loop import trainable
+from tunesmith.train.loop import set_learning_rate, trainable
 from tunesmith.train.objective import judged_losses
+from tunesmith.train.optim import Rate, make_optimizer
+from tunesmith.train.step import Plan
 from tunesmith.tuning import tune
 
 MODELS = [("bert", "classification"), ("llama", "generation"), ("gpt2", "generation")]
@@ -216,6 +218,40 @@ def test_learning_rates_fall_with_the_width(tmp_path: Path) -> None:
     network.model.config.hidden_size = 4096
     assert default_learning_rate(METHODS["lora"], network) == pytest.approx(1.25e-4, rel=0.05)
     assert default_learning_rate(METHODS["norms"], network) == METHODS["norms"].learning_rate[1]
+
+
+def test_blocks_learn_slower_and_later_the_deeper_they_lie(tmp_path: Path) -> None:
+    """Three blocks: by factors 1, d and d^2, and one epoch after the other; embeddings last."""
+    network = make_network("bert", "classification", tmp_path)
+    given = config("full", layer_decay=0.5, gradual_unfreezing=1.0)
+    METHODS["full"].apply(network, given)
+    rates = find_rates(network, METHODS["full"], given)
+    place = "bert.encoder.layer.{}.output.dense.weight"
+    assert [rates.get(place.format(block), Rate()) for block in (2, 1, 0)] == [Rate(1, 0), Rate(0.5, 1), Rate(0.25, 2)]
+    assert rates["bert.embeddings.word_embeddings.weight"] == Rate(0.125, 3)
+    assert "classifier.weight" not in rates
+
+    named = trainable(network)
+    optimizer = make_optimizer(named, 1e-2, 0.1, "adamw", rates)
+    plan = Plan(1e-2, rates=rates, schedule="constant", warmup_ratio=0.0)
+    batch = pack(make_rows("classification"))
+    for epoch in range(4):
+        before = {name: parameter.clone() for name, parameter in named}
+        assert set_learning_rate(optimizer, plan, epoch, 4, float(epoch)) == 1e-2
+        judged_losses(network, batch)[0].mean().backward()
+        optimizer.step()
+        moved = [not torch.equal(dict(named)[place.format(block)], before[place.format(block)]) for block in (2, 1, 0)]
+        assert moved == [epoch >= depth for depth in range(3)]
+        embeddings = "bert.embeddings.word_embeddings.weight"
+        assert torch.equal(dict(named)[embeddings], before[embeddings]) == (epoch < 3)
+
+
+def test_what_holds_pretrained_weights_needs_some(tmp_path: Path) -> None:
+    network = make_network("bert", "classification", tmp_path)
+    with pytest.raises(
+        InputError, match="l2_sp holds pretrained weights near.* and lora trains none"
+    ):
+        put_under(network, METHODS["lora"], config("lora", l2_sp=0.1), torch.float32, lambda _: None)
 
 
 def save_base(kind: str, task: Any, folder: Path) -> Path:

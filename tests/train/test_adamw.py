@@ -148,7 +148,7 @@ def test_states_take_two_bytes_a_weight_and_can_be_put_back() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
 def test_weights_are_held_near_to_where_they_began(kind: Any) -> None:
-    """After each update the way from the start is shorter by lr x strength; weights that are not held are as without."""
+    """After each update the way from the start is shorter by lr x strength; weights not held are as without."""
     generator = torch.Generator().manual_seed(0)
     starts = [torch.randn(6, 4, generator=generator) for _ in range(2)]
     gradients = [torch.randn(6, 4, generator=generator) for _ in range(2)]

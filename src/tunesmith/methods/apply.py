@@ -14,6 +14,7 @@ from tunesmith.models.embedding import use_row_gradients
 from tunesmith.models.layers import find_layers, layers_path
 from tunesmith.models.load import Network, settle_precision
 from tunesmith.models.quantized import quantize_base
+from tunesmith.train.optim import Rate
 
 
 def put_under(
@@ -52,11 +53,12 @@ def default_learning_rate(method: Method, network: Network) -> float:
     return float(f"{rate * REFERENCE_WIDTH / network.model.config.hidden_size:.2g}")
 
 
-def find_rates(network: Network, method: Method, config: TrainingConfig) -> Mapping[str, float]:
-    """What the learning rate of each trained parameter is multiplied by, by name; those with 1 are left out.
+def find_rates(network: Network, method: Method, config: TrainingConfig) -> Mapping[str, Rate]:
+    """How each trained parameter learns, by name; those that do so plainly are left out.
 
     With `layer_decay` d the block k below the last learns d^k times as fast, the embeddings below all of them d^L
-    (Howard & Ruder 2018, arXiv 1801.06146, section 3.2; Clark et al. 2020).
+    (Howard & Ruder 2018, arXiv 1801.06146, section 3.2; Clark et al. 2020). With `gradual_unfreezing` n it begins k n
+    epochs later than the last block (the same, section 3.3).
     """
     root = network.model if network.wrapper is None else network.wrapper
     path, num_layers = layers_path(network.model), len(find_layers(network.model))
@@ -64,9 +66,9 @@ def find_rates(network: Network, method: Method, config: TrainingConfig) -> Mapp
     for name, parameter in root.named_parameters():
         if parameter.requires_grad:
             depth = _depth(name, path, num_layers)
-            factor = method.rate_of(name) * config.layer_decay**depth
-            if factor != 1:
-                rates[name] = factor
+            rate = Rate(method.rate_of(name) * config.layer_decay**depth, depth * config.gradual_unfreezing)
+            if rate != Rate():
+                rates[name] = rate
     return rates
 
 

@@ -109,11 +109,16 @@ def optimizer_for(network: Network, parameters: Named, plan: Plan) -> torch.opti
     return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, plan: Plan, step: int, num_steps: int) -> None:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, plan: Plan, step: int, num_steps: int, epoch: float = 0.0
+) -> float:
+    """For the step after `step` others, at `epoch`; returns the plain rate. What does not learn yet does not decay."""
     num_warmup = math.ceil(num_steps * plan.warmup_ratio)
-    factor = learning_rate_factor(step, num_steps, num_warmup, plan.schedule)
+    plain = plan.learning_rate * learning_rate_factor(step, num_steps, num_warmup, plan.schedule)
     for group in optimizer.param_groups:
-        group["lr"] = plan.learning_rate * group["rate"] * factor
+        factor, begins = group["rate"]
+        group["lr"] = plain * factor if epoch >= begins else 0.0
+    return plain
 
 
 def steps_per_epoch(num_rows: int, plan: Plan) -> int:
@@ -141,6 +146,7 @@ class _Training:
         self._network, self._rows, self._plan, self._watch = network, rows, plan, watch
         self._state, self._saver = state, saver
         self._num_steps = count_steps(len(rows), plan)
+        self._rate = 0.0
         self._windows = _Windows(network, rows, plan)
         self._trimmer = Trimmer()
 
@@ -187,7 +193,8 @@ class _Training:
         """Takes the next step; returns what the progress bar shows."""
         started = time.perf_counter()
         optimizer, progress = self._state.optimizer, self._state.progress
-        set_learning_rate(optimizer, self._plan, self._state.step, self._num_steps)
+        epoch = progress.outcome.epochs
+        self._rate = set_learning_rate(optimizer, self._plan, self._state.step, self._num_steps, epoch)
         window, taken = self._gradient()
         with shielded():
             if taken is not None:
@@ -268,13 +275,13 @@ class _Training:
 
     def _report(self, step: Step | None) -> str:
         """Writes a step down; a skipped one has no loss."""
-        outcome, group = self._state.progress.outcome, self._state.optimizer.param_groups[0]
+        outcome = self._state.progress.outcome
         memory = current_memory(self._plan.device)
         self._watch.log.write(
             step=outcome.steps,
             epoch=round(outcome.epochs, 4),
             loss=math.nan if step is None else step.loss,
-            learning_rate=group["lr"] / group["rate"],
+            learning_rate=self._rate,
             grad_norm=math.nan if step is None else step.grad_norm,
             tokens=outcome.num_tokens,
             tokens_per_second=outcome.tokens_per_second,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,15 @@ from tunesmith.train.adamw import AdamW8bit
 Schedule = Literal["linear", "cosine", "constant"]
 Optim = Literal["adamw", "adamw_8bit"]
 
-NO_RATES: Mapping[str, float] = {}
+
+class Rate(NamedTuple):
+    """How a parameter learns: at `factor` times the learning rate, from the epoch `begins` on."""
+
+    factor: float = 1.0
+    begins: float = 0.0
+
+
+NO_RATES: Mapping[str, Rate] = {}
 
 _KINDS: dict[Optim, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
@@ -44,21 +52,21 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     kind: Optim = "adamw",
-    rates: Mapping[str, float] = NO_RATES,
+    rates: Mapping[str, Rate] = NO_RATES,
 ) -> torch.optim.Optimizer:
     """Decoupled weight decay (Loshchilov & Hutter 2019), not on biases, norms and other vectors.
 
     Args:
-        rates: what the learning rate of a parameter is multiplied by, by name; 1 where not given.
+        rates: by the parameter's name; the plain one where not given.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, Rate], list[nn.Parameter]] = {}
     for name, parameter in named:
-        groups.setdefault((parameter.ndim <= 1, rates.get(name, 1.0)), []).append(parameter)
+        groups.setdefault((parameter.ndim <= 1, rates.get(name, Rate())), []).append(parameter)
     described = [
         {
             "params": groups[is_vector, rate],
             "weight_decay": 0.0 if is_vector else weight_decay,
-            "lr": learning_rate * rate,
+            "lr": learning_rate * rate.factor,
             "rate": rate,
         }
         for is_vector, rate in sorted(groups)

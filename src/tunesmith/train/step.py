@@ -18,18 +18,18 @@ from tunesmith.runtime import autocast
 from tunesmith.train.checkpoint import Named
 from tunesmith.train.losses import PLAIN, Penalty
 from tunesmith.train.objective import judged_losses
-from tunesmith.train.optim import Optim, Schedule
+from tunesmith.train.optim import Optim, Rate, Schedule
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How to train. Steps are optimizer steps; `eval_steps` None means once an epoch.
 
-    `rates` are factors of the learning rate by the parameter's name; 1 where there is none.
+    `rates` are by the parameter's name; the plain one where there is none.
     """
 
     learning_rate: float
-    rates: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, Rate] = field(default_factory=dict)
     num_epochs: float = 3.0
     batch_size: int = 16
     accumulation: int = 1
