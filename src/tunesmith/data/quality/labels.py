@@ -62,7 +62,7 @@ def find_class_faults(counts: Counter[str], unit: str = "row") -> Iterator[Findi
             "note",
             most,
             f"the largest class has {most / least:,.0f} times the {unit}s of the smallest ({most:,} and {least:,})",
-            "Look at the macro F1 and not at the accuracy; more {unit}s of the small classes help most",
+            f"Look at the macro F1 and not at the accuracy; more {unit}s of the small classes help most",
         )
 
 
