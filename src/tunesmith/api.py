@@ -65,8 +65,12 @@ def load(run: str | Path) -> Run:
     return Run.open(run)
 
 
-def predict(run: Run | str | Path, texts: Sequence[str], max_new_tokens: int = 256) -> list[dict[str, Any]]:
-    """One mapping per text: label and probability, or score, or answer."""
+def predict(run: Run | str | Path, texts: Sequence[Any], max_new_tokens: int = 256) -> list[dict[str, Any]]:
+    """One mapping per text: label and probability, labels and probabilities, score, tags, or answer.
+
+    A text is a string; a pair of strings for a run that was trained on pairs; a list of words, or a string that is
+    divided at its blanks, for token classification.
+    """
     opened = run if isinstance(run, Run) else Run.open(run)
     return tasks.predict_texts(opened.network, texts, max_new_tokens)
 

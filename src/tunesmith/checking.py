@@ -15,10 +15,10 @@ from tunesmith.data.quality.page import write_report
 from tunesmith.data.quality.report import Report, check, find_long
 from tunesmith.data.signal import Proof, prove
 from tunesmith.data.tokenize import tokenize
-from tunesmith.data.view import ShownRow, show_row
+from tunesmith.data.view import ShownRow, describe_target, show_row
 from tunesmith.errors import InputError
 from tunesmith.models.load import load_tokenizer, resolve_model
-from tunesmith.records import TASKS, Examples, LabelledText
+from tunesmith.records import TASKS, Examples
 from tunesmith.tuning import longest_row
 
 # Longer than any row: rows are shown and counted whole.
@@ -90,7 +90,7 @@ def show_tokens(config: TokensConfig) -> Tokenized:
     shown = []
     for row in rows[config.first - 1 : config.first - 1 + config.rows]:
         example = examples.rows[rows.examples[row.row]]
-        target = str(example.target) if isinstance(example, LabelledText) else ""
+        target = describe_target(example)
         whole = row
         if row.num_cut:
             (whole,) = tokenize(replace(examples, rows=(example,), fingerprint=""), tokenizer, NO_LIMIT)

@@ -228,7 +228,7 @@ def evaluate(
         return print_json(score)
     out.print(f"{model} on {score.num_rows:,} rows of {data}", markup=False)
     for name, interval in score.metrics.items():
-        out.print(f"  {name:<12} {interval}", markup=False)
+        out.print(f"  {name:<16} {interval}", markup=False)
 
 
 @app.command
@@ -240,7 +240,8 @@ def predict(
     Parameters
     ----------
     run: A run folder.
-    file: CSV, TSV or JSONL with a text (or prompt) column, or plain text with one text per line.
+    file: CSV, TSV or JSONL with a text (or prompt) column, or plain text with one text per line. A run on pairs wants
+        both columns, one on words a list of them or a text with blanks between.
     output: Where to write; standard output when not given.
     """
     from tunesmith.evaluation.predict import predict_file

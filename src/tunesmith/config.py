@@ -235,7 +235,7 @@ class TrainingConfig(DataConfig):
     z_loss: float = Field(
         0.0,
         ge=0,
-        description="Weight of log(sum(exp(logits)))^2, added to the loss; PaLM took 1e-4. Not for regression.",
+        description="Weight of log(sum(exp(logits)))^2, added to the loss; PaLM took 1e-4. For tasks with a softmax.",
     )
     memory: Literal["balanced", "low"] = Field(
         "balanced", description="low: less memory for more time; sets gradient_checkpointing and optim where not given."

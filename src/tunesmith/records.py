@@ -16,8 +16,19 @@ if TYPE_CHECKING:  # records are read by commands that must start quickly
 Task = Literal[
     "classification", "regression", "generation", "multi-label", "token-classification", "ranking", "judgement", "text"
 ]
-# What a run can be trained for; the others are read and checked.
-TASKS: tuple[Task, ...] = ("classification", "regression", "generation")
+# What a run can be trained for, and what its loss is taken of: whole rows, words (each at its first token), or the
+# tokens of answers. The other tasks are read and checked.
+JUDGED: Mapping[Task, Literal["rows", "words", "answers"]] = {
+    "classification": "rows",
+    "multi-label": "rows",
+    "regression": "rows",
+    "token-classification": "words",
+    "generation": "answers",
+}
+TASKS: tuple[Task, ...] = tuple(JUDGED)
+
+# A class id, a score, whether each class holds (multi-label), or the tag id of each judged word; None for answers.
+Target = int | float | tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +52,20 @@ class RawRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A text with its class name (classification), its score (regression) or all its class names (multi-label)."""
+    """A text with its class name (classification), its score (regression) or all its class names (multi-label).
+
+    `pair` is the second text where two are judged together, empty else.
+    """
 
     text: str
     target: str | float | tuple[str, ...]
     origin: Origin
+    pair: str = ""
+
+    @property
+    def whole(self) -> str:
+        """All that is read, for whoever takes no pairs."""
+        return f"{self.text}\n{self.pair}" if self.pair else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +168,17 @@ class TokenizedExample:
     """A row as ids, and which of them are trained.
 
     `trained[t]` is True where the model is taught to produce `input_ids[t]` from the tokens before
-    it. Classification and regression train no token: they have a `target` (class id or score).
-    `num_cut` counts tokens that did not fit `max_length`.
+    it, or, for token classification, where a word begins whose tag is to be found. Tasks that judge whole
+    rows train no token. `num_cut` counts tokens that did not fit `max_length`. `second_at` is the place
+    from which on tokens are of type 1, where the tokenizer tells the texts of a pair apart so; 0 when none is.
     """
 
     input_ids: tuple[int, ...]
     trained: tuple[bool, ...]
-    target: int | float | None
+    target: Target
     num_cut: int
     row: int
+    second_at: int = 0
 
     @property
     def num_trained(self) -> int:
@@ -172,10 +194,12 @@ class PackedBatch:
     lengths           tokens per segment, virtual tokens included, sum = T
     parents           for each segment the one before it that it goes on from, -1 for a row's beginning;
                       a segment without children ends a row, and the rows' ends stand in the order of `rows`
-    predict_from(N,)  int64; generation: places whose next token is judged. Else (S,) first places of rows
-    targets     (N,)  int64 token or class ids, float32 scores; empty when unknown
+    predict_from(N,)  int64; generation: places whose next token is judged, token classification: places that are
+                      judged themselves. Else (S,) first places of rows
+    targets     (N,)  int64 token or class ids, float32 scores; multi-label (S, C) float32, 1 where a class holds
     rows              index of each packed row in its data set
     num_virtual       P
+    token_types (T,)  int64, 1 in the second text of a pair; None when there is none
     """
 
     input_ids: torch.Tensor
@@ -186,6 +210,7 @@ class PackedBatch:
     targets: torch.Tensor
     rows: tuple[int, ...]
     num_virtual: int = 0
+    token_types: torch.Tensor | None = None
 
     @property
     def chains(self) -> list[tuple[int, ...]]:
@@ -209,6 +234,7 @@ class PackedBatch:
             self.targets.to(device),
             self.rows,
             self.num_virtual,
+            None if self.token_types is None else self.token_types.to(device),
         )
 
 

@@ -217,7 +217,10 @@ def proof_lines(proof: Proof) -> list[str]:
         ]
     else:
         lines.append(f"tokens    {signal.num_tokens:,}")
-    lines.append(f"cut       {signal.num_cut_tokens:,} tokens in {signal.num_cut_rows:,} rows")
+    if signal.num_words:
+        lines.append(f"judged    {signal.num_words:,} words, each at its first token")
+    lost = f", {signal.num_lost:,} words lost" if signal.num_lost else ""
+    lines.append(f"cut       {signal.num_cut_tokens:,} tokens in {signal.num_cut_rows:,} rows{lost}")
     if proof.num_idle:
         lines.append(f"nothing to train in {proof.num_idle:,} rows: {', '.join(proof.idle)}")
     lines.append("longest   " + ", ".join(f"{origin} ({length:,})" for origin, length in proof.longest))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ import torch
 from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
 from tunesmith.data.parts import load_split
 from tunesmith.data.signal import Proof, prove, refuse_broken
-from tunesmith.data.split import places_of
+from tunesmith.data.split import inputs_of, places_of
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
@@ -41,7 +41,7 @@ from tunesmith.models.load import (
     resolve_model,
 )
 from tunesmith.models.prefix import cached_prefix
-from tunesmith.records import Split, TokenizedExample
+from tunesmith.records import Split
 from tunesmith.runs.folder import CHECKPOINTS, FROZEN, MANIFEST, METRICS, SPLIT, how_to_go_on, locked
 from tunesmith.runs.inputs import describe_inputs
 from tunesmith.runs.place import Place, begin, choose_place
@@ -63,10 +63,11 @@ from tunesmith.train.checkpoint import estimate_bytes, find_newest, step_of
 from tunesmith.train.clock import Clock
 from tunesmith.train.loop import Watch, fit, trainable
 from tunesmith.train.losses import Penalty
+from tunesmith.train.objective import refuse_penalty
 from tunesmith.train.plan import Forecast, Rows
 from tunesmith.train.progress import Outcome
 from tunesmith.train.step import Plan
-from tunesmith.train.validate import RowOutputs, validate
+from tunesmith.train.validate import validate, watch
 
 # A training that is about to begin is worth so many seconds of timing operations; earlier ones are remembered.
 PATIENCE_BEFORE_TUNING = 1.0
@@ -179,6 +180,7 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     task = parts.train.task
+    refuse_penalty(task, Penalty(config.label_smoothing_factor, config.z_loss))
     train, validation, signal = read_rows(config, parts)
     planned = planned and method.foreseen
     forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
@@ -267,16 +269,9 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
 def _validator(prepared: Prepared) -> Callable[[], Mapping[str, float]]:
     def run() -> Mapping[str, float]:
         outputs = validate(prepared.network, prepared.validation, prepared.plan.dtype)
-        scores = {"validation_loss": outputs.mean_loss}
-        if prepared.network.task == "classification":
-            scores["validation_accuracy"] = _accuracy(outputs, prepared.validation)
-        return scores
+        return watch(prepared.network.task, outputs, prepared.validation)
 
     return run
-
-
-def _accuracy(outputs: RowOutputs, rows: Sequence[TokenizedExample]) -> float:
-    return float((outputs.logits.argmax(1) == [row.target for row in rows]).mean())
 
 
 def _announce(prepared: Prepared, config: TuneConfig, brief: bool) -> None:
@@ -322,6 +317,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
         "method": prepared.method.name,
         "task": network.task,
         "class_names": network.class_names,
+        "inputs": inputs_of(prepared.split.train.rows[0]),
         "data": {
             "name": config.data,
             "recognised": prepared.split.train.recognised,

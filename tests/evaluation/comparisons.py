@@ -10,13 +10,15 @@ from typing import Any
 
 from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.report import write_report
-from tunesmith.records import Interval, System, Task, Verdict
+from tunesmith.records import TASKS, Interval, System, Task, Verdict
 from tunesmith.storage import to_plain
 
 TOTAL = 22_713_984
 BASELINES = {
     "classification": (("majority", "guess", 0.50), ("tf-idf", "classical", 0.73), ("linear-probe", "classical", 0.79)),
     "regression": (("majority", "guess", 0.50), ("tf-idf", "classical", 0.73), ("linear-probe", "classical", 0.79)),
+    "multi-label": (("majority", "guess", 0.40), ("tf-idf", "classical", 0.71)),
+    "token-classification": (("majority", "guess", 0.00), ("usual-tag", "classical", 0.55)),
     "generation": (("nearest", "retrieval", None), ("zero-shot", "prompting", 0.55)),
 }
 METHODS = (
@@ -105,5 +107,5 @@ def _metrics(task: Task, skill: float | None) -> Mapping[str, Interval]:
 
 
 if __name__ == "__main__":
-    for shown in ("classification", "regression", "generation"):
-        write_report(Path(sys.argv[1]) / f"{shown}.html", make_comparison(shown))  # type: ignore[arg-type]
+    for shown in TASKS:
+        write_report(Path(sys.argv[1]) / f"{shown}.html", make_comparison(shown))

@@ -187,7 +187,8 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("name", "task", "is_decoder", "part_of_reason"),
     [
-        ("majority", "generation", True, "is for classification and regression, the data is for generation"),
+        ("tf-idf", "generation", True, "is for classification and multi-label and regression, the data is for gener"),
+        ("usual-tag", "multi-label", False, "is for token-classification, the data is for multi-label"),
         ("nearest", "classification", True, "is for generation"),
         ("zero-shot", "classification", False, "needs a decoder"),
         ("zero-shot", "regression", True, "is for classification and generation"),

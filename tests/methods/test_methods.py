@@ -248,9 +248,7 @@ def test_blocks_learn_slower_and_later_the_deeper_they_lie(tmp_path: Path) -> No
 
 def test_what_holds_pretrained_weights_needs_some(tmp_path: Path) -> None:
     network = make_network("bert", "classification", tmp_path)
-    with pytest.raises(
-        InputError, match="l2_sp holds pretrained weights near.* and lora trains none"
-    ):
+    with pytest.raises(InputError, match=r"l2_sp holds pretrained weights near.* and lora trains none"):
         put_under(network, METHODS["lora"], config("lora", l2_sp=0.1), torch.float32, lambda _: None)
 
 

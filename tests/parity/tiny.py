@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
     Gemma2Config,
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from tunesmith.models.attention import PACKED
+from tunesmith.models.heads import TASK_HEADS, head_settings
 from tunesmith.models.load import Network
 from tunesmith.records import Task
 
@@ -122,8 +122,13 @@ def make_model(kind: str, task: Task, num_classes: int = 3, seed: int = 0) -> Pr
     config = (DECODERS | ENCODERS)[kind]()
     if task == "generation":
         return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    config.num_labels = 1 if task == "regression" else num_classes
-    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    for key, value in head_settings(task, class_names(task, num_classes)).items():
+        setattr(config, key, value)
+    return TASK_HEADS[task].auto.from_config(config, attn_implementation="eager").eval()
+
+
+def class_names(task: Task, num_classes: int = 3) -> tuple[str, ...]:
+    return () if task in ("generation", "regression") else tuple(f"class {i}" for i in range(num_classes))
 
 
 def make_network(kind: str, task: Task, folder: Path, num_classes: int = 3) -> Network:
@@ -133,8 +138,7 @@ def make_network(kind: str, task: Task, folder: Path, num_classes: int = 3) -> N
     model = make_model(kind, task, num_classes)
     model.save_pretrained(folder)
     make_tokenizer(model.config.pad_token_id).save_pretrained(folder)
-    names = tuple(f"class {i}" for i in range(num_classes)) if task == "classification" else ()
-    network = load_network(str(folder), task, names)
+    network = load_network(str(folder), task, class_names(task, num_classes))
     assert network.model.config._attn_implementation == PACKED
     return network
 

@@ -71,12 +71,17 @@ def texts_of(value: object, column: str) -> tuple[str, ...]:
 
 def to_labelled(row: Fields, columns: Columns, origin: Origin) -> Example:
     text, label = columns["text"], columns["label"]
-    return LabelledText(text_of(row.get(text), text), label_of(row.get(label), label), origin)
+    return LabelledText(text_of(row.get(text), text), label_of(row.get(label), label), origin, _second(row, columns))
 
 
 def to_scored(row: Fields, columns: Columns, origin: Origin) -> Example:
     text, score = columns["text"], columns["score"]
-    return LabelledText(text_of(row.get(text), text), score_of(row.get(score), score), origin)
+    return LabelledText(text_of(row.get(text), text), score_of(row.get(score), score), origin, _second(row, columns))
+
+
+def _second(row: Fields, columns: Columns) -> str:
+    """The second text of a pair, where the format has one."""
+    return text_of(row.get(columns["text_pair"]), columns["text_pair"]) if "text_pair" in columns else ""
 
 
 def to_many_labelled(row: Fields, columns: Columns, origin: Origin) -> Example:
@@ -88,7 +93,7 @@ def to_many_labelled(row: Fields, columns: Columns, origin: Origin) -> Example:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise RowError(f"'{column}' names '{twice}' twice. Name it once")
-    return LabelledText(text_of(row.get(text), text), tuple(sorted(names)), origin)
+    return LabelledText(text_of(row.get(text), text), tuple(sorted(names)), origin, _second(row, columns))
 
 
 def to_tagged(row: Fields, columns: Columns, origin: Origin) -> Example:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from tunesmith.data import convert
@@ -22,6 +22,7 @@ from tunesmith.records import Example, Examples, LabelledText, Origin, RawRow, T
 # What a column may be called instead, in order of preference.
 ALIASES: dict[str, tuple[str, ...]] = {
     "text": ("text", "sentence", "review", "content", "document", "tweet", "comment"),
+    "text_pair": ("text_pair", "sentence2", "hypothesis", "question2", "sentence", "text2"),
     "label": ("label", "labels", "class", "category", "sentiment", "target", "intent"),
     "labels": ("labels", "label", "classes", "categories", "tags"),
     "score": ("score", "rating", "stars", "value"),
@@ -48,6 +49,17 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "tags": ("tags", "ner_tags", "labels"),
 }
 
+# What the first and the second text of a pair are called together; GLUE's data sets have their own names each.
+PAIRS = (
+    ("text", "text_pair"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+)
+IN_PAIRS = {"text": tuple(first for first, _ in PAIRS)}
+
 # Columns of no format: what a row belongs to and when it was made, used by the split when named.
 MARKS = ("group", "time")
 
@@ -57,7 +69,7 @@ Convert = Callable[[Fields, Columns, Origin], Example]
 @dataclass(frozen=True, slots=True)
 class Format:
     """`needs` are the parts a row must have, `may_have` those that are used when there; `is_like` looks at the
-    first row's values where columns alone leave a doubt."""
+    first row's values where columns alone leave a doubt; `names` are aliases that only this format has."""
 
     name: str
     task: Task
@@ -65,6 +77,14 @@ class Format:
     convert: Convert
     may_have: tuple[str, ...] = ()
     is_like: Callable[[Fields, Columns], bool] = lambda row, columns: True
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _is_pair(row: Fields, columns: Columns) -> bool:
+    """Two names that belong together, or one that is no usual name: it was given for what it is."""
+    first, second = columns["text"].lower(), columns["text_pair"].lower()
+    are_usual = first in IN_PAIRS["text"] and second in ALIASES["text_pair"]
+    return not are_usual or (first, second) in PAIRS
 
 
 def _has_lists(*parts: str) -> Callable[[Fields, Columns], bool]:
@@ -109,7 +129,31 @@ FORMATS: tuple[Format, ...] = (
     Format("translation", "generation", ("translation",), convert.to_translated),
     Format("words/tags", "token-classification", ("words", "tags"), convert.to_tagged, (), _has_lists("words", "tags")),
     Format("source/target", "generation", ("source", "target"), convert.to_transformed, ("system",)),
+    Format(
+        "text pair/labels",
+        "multi-label",
+        ("text", "text_pair", "labels"),
+        convert.to_many_labelled,
+        is_like=lambda row, columns: _is_pair(row, columns) and _has_lists("labels")(row, columns),
+        names=IN_PAIRS,
+    ),
     Format("text/labels", "multi-label", ("text", "labels"), convert.to_many_labelled, (), _has_lists("labels")),
+    Format(
+        "text pair/label",
+        "classification",
+        ("text", "text_pair", "label"),
+        convert.to_labelled,
+        is_like=_is_pair,
+        names=IN_PAIRS,
+    ),
+    Format(
+        "text pair/score",
+        "regression",
+        ("text", "text_pair", "score"),
+        convert.to_scored,
+        is_like=_is_pair,
+        names=IN_PAIRS,
+    ),
     Format("text/label", "classification", ("text", "label"), convert.to_labelled),
     Format("text/score", "regression", ("text", "score"), convert.to_scored),
     Format("text", "text", ("text",), convert.to_plain),
@@ -212,7 +256,7 @@ def _find_columns(
     found: dict[str, str] = {}
     for part in (*entry.needs, *entry.may_have):
         free = [name for name in present if name not in {*found.values(), *mapping.values()}]
-        column = mapping.get(part) or _find_column(part, free, task)
+        column = mapping.get(part) or _find_column(part, entry.names.get(part) or ALIASES[part], free, task)
         if column is not None:
             found[part] = column
         elif part in entry.needs:
@@ -220,8 +264,7 @@ def _find_columns(
     return found
 
 
-def _find_column(part: str, present: Sequence[str], task: Task | None) -> str | None:
-    names = ALIASES[part]
+def _find_column(part: str, names: Sequence[str], present: Sequence[str], task: Task | None) -> str | None:
     if part == "score" and task == "regression":
         names = (*names, *ALIASES["label"])  # asked for, so a label column of numbers is meant as a score
     by_name = {column.lower(): column for column in present}

@@ -4,6 +4,9 @@ A conversation is rendered by the tokenizer's chat template, turn by turn. What 
 before an answer is context; the answer up to and with its stop token is trained; whatever the
 template puts after the stop token is context again. Context and answer are tokenised apart, just as
 at inference the prompt stands alone, so training and inference see the same ids.
+
+A labelled text, or pair of texts, is judged as a whole: none of its tokens is trained. Of tagged words each is judged
+at its first token; the other tokens of it are context.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.data.inputs import Input, encode_pairs, encode_words
 from tunesmith.data.render import (
     Dialogue,
     Piece,
@@ -27,19 +31,24 @@ from tunesmith.data.render import (
 )
 from tunesmith.data.words import ArrayOfIds, Words, encode_whole
 from tunesmith.errors import InputError
-from tunesmith.records import Conversation, Example, LabelledText, Message
+from tunesmith.records import Conversation, Example, LabelledText, Message, TaggedWords, Target
 
 TooLong = Literal["refuse", "cut", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ids:
-    """A row's ids (T,) int32, which of them are trained (T,) bool, its target and how many tokens were cut off."""
+    """A row's ids (T,) int32, which of them are trained (T,) bool, its target and how many tokens were cut off.
+
+    `second_at` is that of TokenizedExample; `num_lost` counts words that were cut off with their tags.
+    """
 
     ids: ArrayOfIds
     trained: Any
-    target: int | float | None = None
+    target: Target = None
     num_cut: int = 0
+    second_at: int = 0
+    num_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +79,31 @@ class Encoder:
     def encode(self, rows: Sequence[Example]) -> list[Encoded]:
         if isinstance(rows[0], LabelledText):
             return self._encode_labelled([row for row in rows if isinstance(row, LabelledText)])
+        if isinstance(rows[0], TaggedWords):
+            return self._encode_tagged([row for row in rows if isinstance(row, TaggedWords)])
         return self._encode_conversations([row for row in rows if isinstance(row, Conversation)])
 
     def _encode_labelled(self, rows: Sequence[LabelledText]) -> list[Encoded]:
-        encoded = encode_texts([row.text for row in rows], self._tokenizer, self._max_length)
+        encoded = encode_labelled(rows, self._tokenizer, self._max_length)
+        return [
+            replace(_judged(given), target=self._target(row), second_at=given.second_at)
+            for row, given in zip(rows, encoded, strict=True)
+        ]
+
+    def _target(self, row: LabelledText) -> Target:
+        if isinstance(row.target, tuple):
+            return tuple(name in row.target for name in self._class_ids)
+        return self._class_ids[row.target] if isinstance(row.target, str) else row.target
+
+    def _encode_tagged(self, rows: Sequence[TaggedWords]) -> list[Encoded]:
         made: list[Encoded] = []
-        for row, (ids, num_cut) in zip(rows, encoded, strict=True):
-            target = self._class_ids[row.target] if isinstance(row.target, str) else row.target
-            number = target if isinstance(target, int | float) else None
-            made.append(Ids(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=bool), number, num_cut))
+        encoded = encode_words([row.words for row in rows], self._tokenizer, self._max_length)
+        for row, given in zip(rows, encoded, strict=True):
+            if not given.begins:
+                made.append(Refusal("no word of it fits"))
+                continue
+            tags = tuple(self._class_ids[tag] for tag in row.tags[: len(given.begins)])
+            made.append(replace(_judged(given), target=tags, num_lost=len(row.words) - len(given.begins)))
         return made
 
     def _encode_conversations(self, rows: Sequence[Conversation]) -> list[Encoded]:
@@ -132,6 +157,13 @@ class Encoder:
         return encode_pieces([pieces], self._tokenizer, self._words)[0]
 
 
+def encode_labelled(rows: Sequence[LabelledText], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Input]:
+    """Texts, or pairs of texts, as they are judged."""
+    if rows and rows[0].pair:
+        return encode_pairs([row.text for row in rows], [row.pair for row in rows], tokenizer, max_length)
+    return [Input(ids, num_cut) for ids, num_cut in encode_texts([row.text for row in rows], tokenizer, max_length)]
+
+
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[tuple[tuple[int, ...], int]]:
@@ -149,6 +181,13 @@ def encode_texts(
             kept = tokenizer(text, truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
         encoded.append((tuple(kept), len(ids) - len(kept)))
     return encoded
+
+
+def _judged(given: Input) -> Ids:
+    """Without a target; the places where words begin are trained."""
+    trained_T = np.zeros(len(given.ids), dtype=bool)
+    trained_T[list(given.begins)] = True
+    return Ids(np.array(given.ids, dtype=np.int32), trained_T, num_cut=given.num_cut)
 
 
 def render_marked(dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerBase) -> list[list[Piece] | InputError]:

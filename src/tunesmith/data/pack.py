@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from tunesmith.data.share import Family, find_families
-from tunesmith.records import PackedBatch, TokenizedExample
+from tunesmith.records import PackedBatch, Target, TokenizedExample
 
 # Of a pass without gradients: enough to keep the cores busy in matrix products, few enough to stay in little memory.
 TOKENS_PER_PASS = 2048
@@ -49,7 +49,8 @@ class _Sheet:
         self._lengths: list[int] = []
         self._parents: list[int] = []
         self._predict_from: list[int] = []
-        self._targets: list[int | float] = []
+        self._targets: list[Target] = []
+        self._types: list[int] = []
         self._rows: list[int] = []
 
     def lay(self, rows: Sequence[TokenizedExample], num_shared: int) -> None:
@@ -61,7 +62,12 @@ class _Sheet:
             beginning = self._add(ids[0][: self._num_virtual + num_shared], 0, -1)
         for row, row_ids in zip(rows, ids, strict=True):
             own = self._add(row_ids[len(beginning) :], len(beginning), parent)
-            self._judge(row, [*beginning, *own])
+            places = [*beginning, *own]
+            self._judge(row, places)
+            if row.second_at:
+                self._types += [0] * (len(self._ids) - len(self._types))
+                for place in places[self._num_virtual + row.second_at :]:
+                    self._types[place] = 1
 
     def _add(self, ids: Sequence[int], position: int, parent: int) -> range:
         """A segment; returns the places where it stands."""
@@ -75,6 +81,11 @@ class _Sheet:
     def _judge(self, row: TokenizedExample, places: Sequence[int]) -> None:
         """`places` says where in the batch each token of the row stands."""
         self._rows.append(row.row)
+        own = places[self._num_virtual :]
+        if isinstance(row.target, tuple) and any(row.trained):
+            self._predict_from += [place for place, trained in zip(own, row.trained, strict=True) if trained]
+            self._targets += row.target
+            return
         if row.target is not None:
             self._predict_from.append(places[0])
             self._targets.append(row.target)
@@ -86,7 +97,8 @@ class _Sheet:
                 self._targets.append(row.input_ids[token])
 
     def to_batch(self) -> PackedBatch:
-        is_score = bool(self._targets) and isinstance(self._targets[0], float)
+        is_score = bool(self._targets) and isinstance(self._targets[0], float | tuple)
+        types = self._types + [0] * (len(self._ids) - len(self._types)) if self._types else None
         return PackedBatch(
             input_ids=torch.tensor(self._ids),
             position_ids=torch.tensor(self._positions),
@@ -96,6 +108,7 @@ class _Sheet:
             targets=torch.tensor(self._targets, dtype=torch.float32 if is_score else torch.int64),
             rows=tuple(self._rows),
             num_virtual=self._num_virtual,
+            token_types=None if types is None else torch.tensor(types),
         )
 
 

@@ -12,7 +12,7 @@ from tunesmith.data.ids import stop_token_ids
 from tunesmith.data.render import takes_system
 from tunesmith.data.tokens import Signal, TokenRows
 from tunesmith.errors import InputError
-from tunesmith.records import Conversation, Examples
+from tunesmith.records import JUDGED, Conversation, Examples
 
 SHOWN = 20
 LONGEST_SHOWN = 3
@@ -54,7 +54,7 @@ def prove(rows: TokenRows, examples: Examples, tokenizer: PreTrainedTokenizerBas
     Raises:
         InputError: the tokenizer's template cannot be followed.
     """
-    is_written = examples.task == "generation"
+    is_written = JUDGED[examples.task] == "answers"
     stops = set(stop_token_ids(tokenizer)) if is_written else set()
     begin = tokenizer.bos_token_id
     lengths, padded, tokens = rows.lengths, 0, 0

@@ -9,8 +9,9 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
+from tunesmith.data.quality.findings import classes_of
 from tunesmith.data.quality.similar import Clusters, Sketches, cluster, find_clusters, find_leaks
 from tunesmith.data.store import Subset
 from tunesmith.errors import InputError, nearest
@@ -71,10 +72,11 @@ def split_given(
     """
     if test.task != train.task:
         raise InputError(f"the data is for {train.task}, the test data for {test.task}")
-    for row in test.rows:
-        if isinstance(row, LabelledText) and isinstance(row.target, str) and row.target not in train.class_names:
+    for row in test.rows if train.class_names else ():
+        unknown = next((name for name in classes_of(row) if name not in train.class_names), None)
+        if unknown is not None:
             raise InputError(
-                f"{row.origin}: label '{row.target}' is not among the training labels: {', '.join(train.class_names)}"
+                f"{row.origin}: label '{unknown}' is not among the training labels: {', '.join(train.class_names)}"
             )
     sketches = Sketches.filled(train.rows)
     clusters = find_clusters(train.rows, sketches) if clusters is None else clusters
@@ -102,6 +104,15 @@ def take(examples: Examples, max_samples: int | None, seed: int) -> Examples:
     if max_samples is None or len(examples.rows) <= max_samples:
         return examples
     return _subset(examples, sorted(_interleave(examples, seed)[:max_samples]))
+
+
+def inputs_of(row: Example) -> Literal["text", "pair", "words", "turns"]:
+    """What a model reads of such a row: what it must be given later, too."""
+    if isinstance(row, TaggedWords):
+        return "words"
+    if isinstance(row, LabelledText):
+        return "pair" if row.pair else "text"
+    return "text" if isinstance(row, PlainText) else "turns"
 
 
 def places_of(parts: Split) -> dict[str, dict[str, list[int]]]:
@@ -142,7 +153,9 @@ def normalise(row: Example) -> str:
 
 
 def _question_of(row: Example) -> str:
-    if isinstance(row, LabelledText | PlainText):
+    if isinstance(row, LabelledText):
+        return row.whole
+    if isinstance(row, PlainText):
         return row.text
     if isinstance(row, TaggedWords):
         return " ".join(row.words)

@@ -209,7 +209,8 @@ def encode(row: Example) -> bytes:
 def _content(row: Example) -> object:
     """A labelled text is [text, target] and a conversation [[role, content], ...], the rest objects by kind."""
     if isinstance(row, LabelledText):
-        return [row.text, row.target]
+        pair = {"first": row.text, "second": row.pair, "target": row.target}
+        return pair if row.pair else [row.text, row.target]
     if isinstance(row, Conversation):
         turns = _turns(row.messages)
         return {"messages": turns, "tools": row.tools} if row.tools else turns
@@ -231,12 +232,17 @@ def decode(blob: bytes, origin: Origin) -> Example:
     if isinstance(content, dict):
         return _decode_object(content, origin)
     if isinstance(content[0], str):
-        text, target = content
-        return LabelledText(text, tuple(target) if isinstance(target, list) else target, origin)
+        return _labelled(*content, origin=origin)
     return Conversation(_messages(content), origin)
 
 
+def _labelled(text: str, target: Any, pair: str = "", *, origin: Origin) -> Example:
+    return LabelledText(text, tuple(target) if isinstance(target, list) else target, origin, pair)
+
+
 def _decode_object(content: Any, origin: Origin) -> Example:
+    if "second" in content:
+        return _labelled(content["first"], content["target"], content["second"], origin=origin)
     if "messages" in content:
         return Conversation(_messages(content["messages"]), origin, content["tools"])
     if "answers" in content:

@@ -49,7 +49,7 @@ def tokenize(
         for made in _encode_all(examples.rows, encoder):
             for index, row in enumerate(made, done):
                 if isinstance(row, Ids):
-                    rows.append(row.ids, row.trained, row.target, row.num_cut, index)
+                    rows.append(row, index)
                 elif row is not None:
                     refused.add(examples.rows[index].origin, row)
             done += len(made)
@@ -98,5 +98,5 @@ def measure(rows: Sequence[TokenizedExample]) -> Signal:
     made = TokenRows()
     for row in rows:
         ids_T, trained_T = np.array(row.input_ids, dtype=np.int32), np.array(row.trained, dtype=bool)
-        made.append(ids_T, trained_T, row.target, row.num_cut, row.row)
+        made.append(Ids(ids_T, trained_T, row.target, row.num_cut, row.second_at), row.row)
     return made.signal

@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tunesmith.assets import cache_root
+from tunesmith.data.ids import Ids
 from tunesmith.data.store import Blobs
+from tunesmith.data.targets import Targets
 from tunesmith.records import Examples, TokenizedExample
 from tunesmith.storage import SEAL, find_damage, sealed
 
 KEPT_FROM = 20_000  # rows; fewer are made again sooner than they are found
 MOST_KEPT = 20_000_000_000  # bytes in the cache; the oldest go first
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,19 @@ class Signal:
     num_cut_rows: int
     num_cut_tokens: int
     longest: int
+    num_words: int = 0  # words that are judged
+    num_lost: int = 0  # words that were cut off with their tags
 
     def __str__(self) -> str:
         text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens, longest row {self.longest:,}"
         if self.num_trained:
             text += f"; {self.num_trained:,} tokens trained, {self.num_tokens - self.num_trained:,} context only"
+        if self.num_words:
+            text += f"; {self.num_words:,} words judged, each at its first token"
         if self.num_cut_rows:
             text += f"; {self.num_cut_rows:,} rows cut by {self.num_cut_tokens:,} tokens"
+        if self.num_lost:
+            text += f", {self.num_lost:,} words lost"
         return text
 
 
@@ -55,30 +62,36 @@ class TokenRows(Sequence[TokenizedExample]):
 
     cuts      tokens that were cut off
     examples  its index among the examples, another than its own where others were left out before
-    taught    trained tokens
+    taught    trained tokens, or judged words
     lasts     the last trained id, -1 when none is
     firsts    the first id, seconds the second one; -1 when there is none
+    types     where tokens of type 1 begin, 0 when none is
+    losts     words that were cut off with their tags
     """
 
-    COLUMNS = ("cuts", "examples", "taught", "lasts", "firsts", "seconds")
+    COLUMNS = ("cuts", "examples", "taught", "lasts", "firsts", "seconds", "types", "losts")
 
     def __init__(self) -> None:
         self._blobs = Blobs()
-        self._targets: list[int | float | None] = []
+        self._targets = Targets()
         self.cuts, self.examples, self.taught = array("q"), array("q"), array("q")
         self.lasts, self.firsts, self.seconds = array("q"), array("q"), array("q")
+        self.types, self.losts = array("q"), array("q")
 
-    def append(self, ids_T: Any, trained_T: Any, target: int | float | None, cut: int, example: int) -> None:
-        """A row after the others: int32 and bool."""
+    def append(self, row: Ids, example: int) -> None:
+        """A row after the others, made of the example of that index."""
+        ids_T, trained_T = row.ids, row.trained
         trained_N, signed_T = ids_T[trained_T], np.where(trained_T, ~ids_T, ids_T)
         self._blobs.append(signed_T.tobytes())
-        self._targets.append(target)
-        self.cuts.append(cut)
+        self._targets.append(row.target)
+        self.cuts.append(row.num_cut)
         self.examples.append(example)
         self.taught.append(len(trained_N))
         self.lasts.append(int(trained_N[-1]) if len(trained_N) else -1)
         self.firsts.append(int(ids_T[0]) if len(ids_T) else -1)
         self.seconds.append(int(ids_T[1]) if len(ids_T) > 1 else -1)
+        self.types.append(row.second_at)
+        self.losts.append(row.num_lost)
 
     def __len__(self) -> int:
         return len(self._blobs)
@@ -94,7 +107,8 @@ class TokenRows(Sequence[TokenizedExample]):
         signed_T = np.frombuffer(self._blobs[place], dtype=np.int32)
         trained_T = signed_T < 0
         ids = tuple(np.where(trained_T, ~signed_T, signed_T).tolist())
-        return TokenizedExample(ids, tuple(trained_T.tolist()), self._targets[place], self.cuts[place], place)
+        target, cut, second_at = self._targets[place], self.cuts[place], self.types[place]
+        return TokenizedExample(ids, tuple(trained_T.tolist()), target, cut, place, second_at)
 
     @property
     def lengths(self) -> list[int]:
@@ -107,31 +121,28 @@ class TokenRows(Sequence[TokenizedExample]):
         return Signal(
             num_rows=len(self),
             num_tokens=sum(lengths),
-            num_trained=sum(self.taught),
+            num_trained=0 if self._targets.are_many else sum(self.taught),
             num_cut_rows=sum(cut > 0 for cut in self.cuts),
             num_cut_tokens=sum(self.cuts),
             longest=max(lengths, default=0),
+            num_words=sum(self.taught) if self._targets.are_many else 0,
+            num_lost=sum(self.losts),
         )
 
     def keep(self, folder: Path) -> None:
-        """Writes all into files; None is written as NaN."""
+        """Writes all into files."""
         self._blobs.keep(folder / "ids")
         np.save(folder / "table.npy", np.array([getattr(self, name) for name in self.COLUMNS], dtype=np.int64))
-        targets = np.array([np.nan if target is None else target for target in self._targets], dtype=np.float64)
-        np.save(folder / "targets.npy", targets)
+        self._targets.keep(folder)
 
     @classmethod
-    def open(cls, folder: Path, are_classes: bool) -> TokenRows:
+    def open(cls, folder: Path) -> TokenRows:
         """What `keep` has written."""
         made = cls()
         made._blobs = Blobs.open(folder / "ids")
         for name, column in zip(cls.COLUMNS, np.load(folder / "table.npy", allow_pickle=False), strict=True):
             getattr(made, name).frombytes(column.tobytes())
-        targets = np.load(folder / "targets.npy", allow_pickle=False)
-        if are_classes:
-            made._targets = targets.astype(int).tolist()
-        else:
-            made._targets = [None if math.isnan(target) else target for target in targets.tolist()]
+        made._targets = Targets.open(folder)
         return made
 
 
@@ -149,7 +160,7 @@ def find_kept(examples: Examples, name: str) -> TokenRows | None:
         seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         if find_damage(folder, seal["files"]):
             return None
-        return TokenRows.open(folder, examples.task == "classification")
+        return TokenRows.open(folder)
     except (OSError, ValueError, KeyError):
         return None
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.signal import Proof
 from tunesmith.pages import write_page
-from tunesmith.records import TokenizedExample
+from tunesmith.records import Example, LabelledText, TaggedWords, TokenizedExample
 
 Kind = Literal["trained", "context", "special", "trained special", "cut"]
 # A character may take so many tokens, each a part of its bytes.
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ShownRow:
-    """`target` is the class or score of a labelled text, empty for conversations."""
+    """`target` says the classes, tags or score of a labelled row, empty for conversations."""
 
     origin: str
     pieces: tuple[Piece, ...]
@@ -51,6 +51,15 @@ def show_row(
         *_pieces(_part(row, place, len(row.input_ids)), tokenizer),
     ]
     return ShownRow(origin, tuple(pieces), len(row.input_ids), row.num_trained, row.num_cut, target)
+
+
+def describe_target(row: Example) -> str:
+    """What is to be found for a row, in words; nothing for conversations."""
+    if isinstance(row, TaggedWords):
+        return " ".join(row.tags)
+    if isinstance(row, LabelledText):
+        return ", ".join(row.target) or "no class" if isinstance(row.target, tuple) else str(row.target)
+    return ""
 
 
 def _part(row: TokenizedExample, start: int, end: int) -> TokenizedExample:

@@ -6,7 +6,9 @@ the test part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +18,16 @@ from sklearn.base import clone
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tunesmith.errors import InputError, nearest
 from tunesmith.evaluation.metrics import Predictions
-from tunesmith.records import Conversation, Examples, LabelledText, Split, Task
+from tunesmith.records import Conversation, Examples, LabelledText, Split, TaggedWords, Task
 
-Features = Callable[[list[str]], Any]
+Features = Callable[[list[LabelledText]], Any]
 
 # Inverse regularisation of logistic regression, and regularisation of ridge; chosen on validation.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -35,12 +39,12 @@ WORD = r"(?u)\b\w+\b"
 class Resources:
     """What a baseline may ask of the pretrained model; each is made only when called.
 
-    embed           texts -> (texts, D) frozen embeddings
+    embed           texts, or pairs of texts -> (texts, D) frozen embeddings
     label_logprobs  texts -> (texts, classes) mean log-probability of each class name as an answer
     as_is           the model's own predictions on the test part
     """
 
-    embed: Callable[[list[str]], NDArray[np.floating[Any]]]
+    embed: Callable[[list[Any]], NDArray[np.floating[Any]]]
     label_logprobs: Callable[[list[str]], NDArray[np.floating[Any]]]
     as_is: Callable[[], Predictions]
 
@@ -65,10 +69,31 @@ class Baseline:
 
 
 def predict_majority(parts: Split, _: Resources) -> Predictions:
-    """The most frequent class, or the median score, which has the least absolute error."""
+    """The most frequent class, or the median score, which has the least absolute error.
+
+    Of classes of which any number may hold the most frequent one alone; the most frequent tag for every word.
+    """
+    if parts.test.task == "token-classification":
+        usual = Counter(tag for row in _tagged(parts.train) for tag in row.tags).most_common(1)[0][0]
+        return _tag(parts, lambda word: usual)
+    if parts.test.task == "multi-label":
+        chosen = np.zeros(len(parts.test.class_names), dtype=bool)
+        chosen[_targets(parts.train).sum(0).argmax()] = True
+        return Predictions("multi-label", _targets(parts.test), np.tile(chosen, (len(parts.test.rows), 1)))
     if parts.test.task == "regression":
         return _fit_predict(parts, _no_features, [DummyRegressor(strategy="median")])
     return _fit_predict(parts, _no_features, [DummyClassifier(strategy="most_frequent")])
+
+
+def predict_usual_tag(parts: Split, _: Resources) -> Predictions:
+    """The tag that each word has most often in training; for unknown words the most frequent of all."""
+    tags: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in _tagged(parts.train):
+        for word, tag in zip(row.words, row.tags, strict=True):
+            tags[word][tag] += 1
+    usual = {word: found.most_common(1)[0][0] for word, found in tags.items()}
+    otherwise = sum(tags.values(), Counter()).most_common(1)[0][0]
+    return _tag(parts, lambda word: usual.get(word, otherwise))
 
 
 def predict_tfidf(parts: Split, _: Resources) -> Predictions:
@@ -76,13 +101,17 @@ def predict_tfidf(parts: Split, _: Resources) -> Predictions:
     # A word may be one character long: in some scripts most are.
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORD, sublinear_tf=True, strip_accents="unicode")
     vectorizer.fit(_texts(parts.train))
-    return _fit_predict(parts, vectorizer.transform, _linear_models(parts.test.task))
+    return _fit_predict(
+        parts, lambda rows: vectorizer.transform([row.whole for row in rows]), _linear_models(parts.test.task)
+    )
 
 
 def predict_probe(parts: Split, resources: Resources) -> Predictions:
     """The same linear models on the frozen model's embeddings."""
     models = [make_pipeline(StandardScaler(), model) for model in _linear_models(parts.test.task, 0.01)]
-    return _fit_predict(parts, resources.embed, models)
+    return _fit_predict(
+        parts, lambda rows: resources.embed([(row.text, row.pair) if row.pair else row.text for row in rows]), models
+    )
 
 
 def predict_zero_shot(parts: Split, resources: Resources) -> Predictions:
@@ -102,12 +131,15 @@ def predict_nearest(parts: Split, _: Resources) -> Predictions:
     return Predictions("generation", _answers(parts.test), [answers[index] for index in closest])
 
 
+OF_TEXTS: tuple[Task, ...] = ("classification", "multi-label", "regression")
+
 BASELINES: dict[str, Baseline] = {
     row.name: row
     for row in (
-        Baseline("majority", "guess", ("classification", "regression"), predict_majority),
-        Baseline("tf-idf", "classical", ("classification", "regression"), predict_tfidf),
-        Baseline("linear-probe", "classical", ("classification", "regression"), predict_probe),
+        Baseline("majority", "guess", (*OF_TEXTS, "token-classification"), predict_majority),
+        Baseline("usual-tag", "classical", ("token-classification",), predict_usual_tag),
+        Baseline("tf-idf", "classical", OF_TEXTS, predict_tfidf),
+        Baseline("linear-probe", "classical", OF_TEXTS, predict_probe),
         Baseline("nearest", "retrieval", ("generation",), predict_nearest),
         Baseline("zero-shot", "prompting", ("classification", "generation"), predict_zero_shot, decoder_only=True),
     )
@@ -124,31 +156,60 @@ def _linear_models(task: Task, scale: float = 1.0) -> list[Any]:
     """From strong to weak regularisation."""
     if task == "regression":
         return [Ridge(alpha=1 / (strength * scale)) for strength in STRENGTHS]
-    return [LogisticRegression(C=strength * scale, max_iter=2000) for strength in STRENGTHS]
+    models = [LogisticRegression(C=strength * scale, max_iter=2000) for strength in STRENGTHS]
+    return [OneVsRestClassifier(model) for model in models] if task == "multi-label" else models
 
 
 def _fit_predict(parts: Split, features: Features, models: list[Any]) -> Predictions:
     """The model that does best on validation, judged on test."""
-    train, validation, test = (features(_texts(part)) for part in (parts.train, parts.validation, parts.test))
-    fitted = [clone(model).fit(train, _targets(parts.train)) for model in models]
-    # `score` is accuracy for classifiers and R2 for regressors: higher is better for both.
-    best = max(fitted, key=lambda model: model.score(validation, _targets(parts.validation)))
+    train, validation, test = (features(_labelled(part)) for part in (parts.train, parts.validation, parts.test))
+    with warnings.catch_warnings():
+        # A class that no training row has, or every one, is answered so; whoever reads the table sees it in its F1.
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples", UserWarning)
+        fitted = [clone(model).fit(train, _targets(parts.train)) for model in models]
+    best = max(fitted, key=lambda model: _quality(model, validation, parts.validation))
     task = parts.test.task
     return Predictions(task, _targets(parts.test), best.predict(test))
 
 
-def _no_features(texts: list[str]) -> NDArray[np.floating[Any]]:
-    return np.zeros((len(texts), 1))
+def _quality(model: Any, features: Any, examples: Examples) -> float:
+    """Higher is better: `score` is accuracy for classifiers and R2 for regressors."""
+    if examples.task == "multi-label":
+        return float(f1_score(_targets(examples), model.predict(features), average="micro", zero_division=0.0))
+    return float(model.score(features, _targets(examples)))
+
+
+def _no_features(rows: list[LabelledText]) -> NDArray[np.floating[Any]]:
+    return np.zeros((len(rows), 1))
+
+
+def _labelled(examples: Examples) -> list[LabelledText]:
+    return [row for row in examples.rows if isinstance(row, LabelledText)]
 
 
 def _texts(examples: Examples) -> list[str]:
-    return [row.text for row in examples.rows if isinstance(row, LabelledText)]
+    return [row.whole for row in _labelled(examples)]
+
+
+def _tagged(examples: Examples) -> list[TaggedWords]:
+    return [row for row in examples.rows if isinstance(row, TaggedWords)]
+
+
+def _tag(parts: Split, tag_of: Callable[[str], str]) -> Predictions:
+    rows = _tagged(parts.test)
+    return Predictions(
+        "token-classification", [row.tags for row in rows], [tuple(map(tag_of, row.words)) for row in rows]
+    )
 
 
 def _targets(examples: Examples) -> NDArray[Any]:
-    ids = {name: index for index, name in enumerate(examples.class_names)}
-    targets = [row.target for row in examples.rows if isinstance(row, LabelledText)]
-    return np.array([ids[target] if isinstance(target, str) else target for target in targets])
+    return np.array([_target(row.target, examples.class_names) for row in _labelled(examples)])
+
+
+def _target(target: str | float | tuple[str, ...], class_names: Sequence[str]) -> Any:
+    if isinstance(target, tuple):
+        return [name in target for name in class_names]
+    return class_names.index(target) if isinstance(target, str) else target
 
 
 def _questions(examples: Examples) -> list[str]:

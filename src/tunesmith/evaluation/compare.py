@@ -160,7 +160,8 @@ def _conclude(
     config: CompareConfig, folder: Path, parts: Split, systems: Sequence[System], seconds: float
 ) -> Comparison:
     task = parts.train.task
-    primary = METRICS[task][0]
+    known = {name for system in systems for name in system.metrics}
+    primary = next((metric for metric in METRICS[task] if metric.name in known), METRICS[task][0])
     judge = _Judge(folder, systems, primary.name, primary.higher_is_better, config.seed)
     judged = tuple(judge.with_difference(system) for system in systems)
     verdict = judge.verdict(judged)

@@ -6,6 +6,7 @@ other indices: Efron & Tibshirani 1993, percentile interval, 95 %.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,9 @@ class Predictions:
     """What a system said about R rows, and what would have been right.
 
     classification  targets, outputs: class ids (R,)
+    multi-label     targets, outputs: whether each class holds (R, C)
     regression      targets, outputs: scores (R,)
+    token-class.    targets, outputs: tags of each row's words, None where none was given
     generation      targets: reference answers; outputs: answers, None where none was made
     losses          (R,) sum of losses per row in nats (regression: squared error), or None
     num_tokens      (R,) judged tokens per row, or None for one each
@@ -44,7 +47,9 @@ class Predictions:
     num_tokens: Indices | None = None
 
     def __post_init__(self) -> None:
-        if self.task != "generation":
+        if self.task == "token-classification":
+            self.targets, self.outputs = list(map(tuple, self.targets)), list(map(tuple, self.outputs))
+        elif self.task != "generation":
             self.targets, self.outputs = np.asarray(self.targets), np.asarray(self.outputs)
 
     def __len__(self) -> int:
@@ -59,6 +64,22 @@ class Predictions:
             for reference, answer in zip(self.targets, self.outputs, strict=True)
         ]
         return np.array(scores)
+
+    @cached_property
+    def by_class(self) -> tuple[Floats, Floats]:
+        """(R, C) each: right yeses, and yeses of targets and outputs together."""
+        targets, outputs = self.targets.astype(bool), self.outputs.astype(bool)
+        return (targets & outputs).astype(float), targets.astype(float) + outputs
+
+    @cached_property
+    def by_row(self) -> Indices:
+        """(R, 5): entities that are right, said and true; words that are right, and words."""
+        counts = []
+        for targets, outputs in zip(self.targets, self.outputs, strict=True):
+            true, said = entities(targets), entities(outputs)
+            right = sum(one == other for one, other in zip(targets, outputs, strict=True))
+            counts.append((len(true & said), len(said), len(true), right, len(targets)))
+        return np.array(counts)
 
     def to_mapping(self) -> dict[str, Any]:
         arrays = {name: getattr(self, name) for name in ("targets", "outputs", "losses", "num_tokens")}
@@ -101,6 +122,71 @@ def macro_f1(predictions: Predictions, rows: Indices) -> float:
     support = np.bincount(targets, minlength=size) + np.bincount(outputs, minlength=size)
     present = support > 0
     return float((2 * right[present] / support[present]).mean())
+
+
+def micro_f1(predictions: Predictions, rows: Indices) -> float:
+    """Of all yeses together: 2 right / (said + true). NaN where there are none."""
+    right, both = (counts.sum(1)[rows].sum() for counts in predictions.by_class)
+    return float(2 * right / both) if both else float("nan")
+
+
+def macro_f1_of_labels(predictions: Predictions, rows: Indices) -> float:
+    """Unweighted mean of the F1 of all classes that hold or are said to hold in any of these rows."""
+    times = np.bincount(rows, minlength=len(predictions)).astype(float)
+    right, both = (times @ counts for counts in predictions.by_class)
+    present = both > 0
+    return float((2 * right[present] / both[present]).mean()) if present.any() else float("nan")
+
+
+def subset_accuracy(predictions: Predictions, rows: Indices) -> float:
+    """Share of rows of which every class is right."""
+    right, both = predictions.by_class
+    return float((2 * right.sum(1) == both.sum(1))[rows].mean())
+
+
+PREFIXES = re.compile(r"O|[BIESLU]-.+", re.DOTALL)
+
+
+def entities(tags: Sequence[str | None]) -> set[tuple[str, int, int]]:
+    """(type, first word, one past the last) of each entity in a row of tags, None counting as O.
+
+    As conlleval reads them (Tjong Kim Sang and Buchholz 2000, CoNLL), and seqeval after it: an entity begins at B, and
+    wherever a tag follows an O, an entity that has ended, or another type; it goes on through I of its type. So IOB2,
+    IOB1, IOBES (S alone, E at the end) and BILOU (U alone, L at the end) are read alike.
+    """
+    found: set[tuple[str, int, int]] = set()
+    kind, start, is_open = "", -1, False
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, name = (tag or "O").partition("-")
+        begins = prefix != "O" and (prefix in "BSU" or name != kind or not is_open)
+        if start >= 0 and (prefix == "O" or begins):
+            found.add((kind, start, place))
+            start = -1
+        if begins:
+            kind, start = name, place
+        is_open = prefix not in "OELSU"
+    return found
+
+
+def entity_f1(predictions: Predictions, rows: Indices) -> float:
+    """Of entities whose type and both ends are right: 2 right / (said + true). NaN where there are none."""
+    right, said, true, *_ = predictions.by_row[rows].sum(0)
+    return float(2 * right / (said + true)) if said + true else float("nan")
+
+
+def entity_precision(predictions: Predictions, rows: Indices) -> float:
+    right, said, *_ = predictions.by_row[rows].sum(0)
+    return float(right / said) if said else float("nan")
+
+
+def entity_recall(predictions: Predictions, rows: Indices) -> float:
+    right, _, true, *_ = predictions.by_row[rows].sum(0)
+    return float(right / true) if true else float("nan")
+
+
+def word_accuracy(predictions: Predictions, rows: Indices) -> float:
+    *_, right, words = predictions.by_row[rows].sum(0)
+    return float(right / words)
 
 
 def mean_absolute_error(predictions: Predictions, rows: Indices) -> float:
@@ -151,13 +237,30 @@ def _has_losses(predictions: Predictions) -> bool:
     return predictions.losses is not None and predictions.num_tokens is not None
 
 
+def _has_entities(predictions: Predictions) -> bool:
+    """Whether the tags are those of entities, and not of parts of speech."""
+    tags = {tag for row in predictions.targets for tag in row}
+    return all(PREFIXES.fullmatch(tag) for tag in tags)
+
+
 def _has_answers(predictions: Predictions) -> bool:
     return any(answer is not None for answer in predictions.outputs)
 
 
-# The first metric of a task is the one systems are ranked by.
+# The first metric of a task that applies is the one systems are ranked by.
 METRICS: dict[Task, tuple[Metric, ...]] = {
     "classification": (Metric("accuracy", True, accuracy), Metric("macro_f1", True, macro_f1)),
+    "multi-label": (
+        Metric("micro_f1", True, micro_f1),
+        Metric("macro_f1", True, macro_f1_of_labels),
+        Metric("subset_accuracy", True, subset_accuracy),
+    ),
+    "token-classification": (
+        Metric("entity_f1", True, entity_f1, _has_entities),
+        Metric("accuracy", True, word_accuracy),
+        Metric("entity_precision", True, entity_precision, _has_entities),
+        Metric("entity_recall", True, entity_recall, _has_entities),
+    ),
     "regression": (
         Metric("mae", False, mean_absolute_error),
         Metric("spearman", True, spearman),
@@ -196,7 +299,7 @@ def paired_difference(
     Raises:
         InputError: the two were not made on the same rows, or the metric is unknown.
     """
-    if one.task != other.task or not np.array_equal(one.targets, other.targets):
+    if one.task != other.task or not _are_equal(one.targets, other.targets):
         raise InputError("two systems can be compared only on the same test rows")
     by_name = {entry.name: entry for entry in METRICS[one.task]}
     if metric not in by_name:
@@ -209,6 +312,10 @@ def paired_difference(
         return function(one, rows) - function(other, rows)
 
     return _interval(gap(np.arange(len(one))), [gap(rows) for rows in _resample(len(one), seed, resamples)])
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    return bool(one == other) if isinstance(one, list) else np.array_equal(one, other)
 
 
 def _resample(num_rows: int, seed: int, resamples: int) -> Iterator[Indices]:

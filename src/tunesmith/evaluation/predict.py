@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.formats import ALIASES, PAIRS
 from tunesmith.data.sources import read_rows
 from tunesmith.errors import InputError
+from tunesmith.evaluation.readings import Given
 from tunesmith.evaluation.tasks import chat_stream, open_network, predict_texts
 from tunesmith.models.generate import Decoding
 from tunesmith.models.load import Network
@@ -22,13 +24,31 @@ def predict_file(run: str, file: Path) -> list[dict[str, Any]]:
     """Every row of the file with its prediction added.
 
     Raises:
-        InputError: not a run, no such file, or no column that holds the text.
+        InputError: not a run, no such file, or no column that holds what the run was trained to read.
     """
-    network = Run.open(run).network
+    opened = Run.open(run)
     rows = read_rows(file)
-    column = _text_column(rows, file)
-    texts = [str(row.fields[column]) for row in rows]
-    return [{**row.fields, **prediction} for row, prediction in zip(rows, predict_texts(network, texts), strict=True)]
+    given = _find_given(rows, file, opened.manifest.get("inputs", "text"))
+    said = predict_texts(opened.network, given)
+    return [{**row.fields, **prediction} for row, prediction in zip(rows, said, strict=True)]
+
+
+def _find_given(rows: list[RawRow], file: Path, inputs: str) -> list[Given]:
+    """What is to be judged, by what the run was trained on."""
+    columns = list(rows[0].fields)
+    if inputs == "pair":
+        pair = next((pair for pair in PAIRS if set(pair) <= set(columns)), None)
+        if pair is None:
+            known = "; ".join(" and ".join(pair) for pair in PAIRS)
+            raise InputError(
+                f"{file}: the run judges pairs of texts, and no two of its columns ({', '.join(columns)}) are one. "
+                f"Known: {known}. Rename them"
+            )
+        return [(str(row.fields[pair[0]]), str(row.fields[pair[1]])) for row in rows]
+    column = next((name for name in ALIASES["words"] if inputs == "words" and name in columns), None)
+    column = column or _text_column(rows, file)
+    values = [row.fields[column] for row in rows]
+    return [list(map(str, value)) if isinstance(value, list | tuple) else str(value) for value in values]
 
 
 def _text_column(rows: list[RawRow], file: Path) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tunesmith.config import CompareConfig, TuneConfig
-from tunesmith.data.ids import encode_texts
+from tunesmith.data.quality.findings import whole_text
+from tunesmith.data.tokenize import tokenize
+from tunesmith.data.view import describe_target
 from tunesmith.evaluation.baselines import Resources, find_baseline
 from tunesmith.evaluation.metrics import Predictions, score
+from tunesmith.evaluation.readings import READINGS
 from tunesmith.evaluation.tasks import label_logprobs, predict_rows
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, count_parameters, load_network, settle_precision
-from tunesmith.records import Conversation, LabelledText, Split, System, Task, TokenizedExample
+from tunesmith.records import Conversation, Examples, LabelledText, Origin, Split, System, TaggedWords, Task
 from tunesmith.runs.folder import FROZEN
 from tunesmith.runtime import choose_device, choose_precision, peak_memory, seed_everything
 from tunesmith.train.validate import embed
@@ -91,11 +95,11 @@ class _Model:
         self.num_parameters = 0
         self._loaded: Network | None = None
 
-    def embed(self, texts: list[str]):  # type: ignore[no-untyped-def]
+    def embed(self, texts: list[Any]):  # type: ignore[no-untyped-def]
         network = self._load(self._parts.train.task)
-        encoded = encode_texts(texts, network.tokenizer, network.max_positions)
-        rows = [TokenizedExample(ids, (False,) * len(ids), 0, cut, i) for i, (ids, cut) in enumerate(encoded)]
-        return embed(network, rows, self._dtype)
+        given = [READINGS["regression"].row(text, (), Origin("<text>", at)) for at, text in enumerate(texts, 1)]
+        asked = Examples("regression", given, (), "", "")
+        return embed(network, tokenize(asked, network.tokenizer, network.max_positions), self._dtype)
 
     def label_logprobs(self, texts: list[str]):  # type: ignore[no-untyped-def]
         names = self._parts.test.class_names
@@ -122,9 +126,9 @@ def _samples(parts: Split, predictions: Predictions) -> tuple[dict[str, str], ..
     """The first test rows as a person would read them."""
     shown = []
     for row, output in list(zip(parts.test.rows, predictions.outputs, strict=True))[:SAMPLES_SHOWN]:
-        if isinstance(row, LabelledText):
-            said = parts.test.class_names[output] if parts.test.class_names else f"{output:.2f}"
-            shown.append({"input": row.text, "expected": str(row.target), "output": str(said)})
+        if isinstance(row, LabelledText | TaggedWords):
+            said = READINGS[parts.test.task].show(output, parts.test.class_names)
+            shown.append({"input": whole_text(row), "expected": describe_target(row), "output": said})
         elif isinstance(row, Conversation) and output is not None:
             asked = row.messages[-2].content
             shown.append({"input": asked, "expected": row.messages[-1].content, "output": str(output)})

@@ -10,20 +10,21 @@ import numpy as np
 import torch
 
 from tunesmith.data import sources
-from tunesmith.data.ids import encode_texts
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
 from tunesmith.evaluation.metrics import Predictions, score
+from tunesmith.evaluation.readings import READINGS, Given, by_row
 from tunesmith.models.generate import Decoding, generate, stream
 from tunesmith.models.load import Network, load_network, settle_precision
 from tunesmith.records import (
+    JUDGED,
     Conversation,
     Examples,
     LabelledText,
     Message,
     Origin,
     Score,
-    TokenizedExample,
+    TaggedWords,
 )
 from tunesmith.runs.folder import MANIFEST
 from tunesmith.runs.run import Run
@@ -56,10 +57,7 @@ def predict_rows(
             losses=outputs.losses,
             num_tokens=outputs.num_judged,
         )
-    targets = np.array([row.target for row in rows])
-    if examples.task == "regression":
-        return Predictions("regression", targets, outputs.logits[:, 0].astype(float), outputs.losses)
-    return Predictions("classification", targets, outputs.logits.argmax(1), outputs.losses)
+    return READINGS[examples.task].score(examples, rows, outputs)
 
 
 def label_logprobs(
@@ -113,25 +111,36 @@ def fit_classes(examples: Examples, network: Network) -> Examples:
     return Examples(examples.task, examples.rows, network.class_names, examples.recognised, examples.fingerprint)
 
 
-def predict_texts(network: Network, texts: Sequence[str], max_new_tokens: int = 256) -> list[dict[str, Any]]:
-    """One mapping per text: `label` and `probability`, or `score`, or `answer`."""
+def predict_texts(network: Network, texts: Sequence[Given], max_new_tokens: int = 256) -> list[dict[str, Any]]:
+    """One mapping per text: `label` and `probability`, `labels` and `probabilities`, `score`, `tags`, or `answer`.
+
+    Args:
+        texts: texts, or pairs of texts for a model that judges pairs; words, or a text to be divided at its blanks, for
+            token classification.
+    """
     dtype = _dtype(network)
     if network.task == "generation":
-        prompts = [(Message("user", text),) for text in texts]
+        prompts = [(Message("user", str(text)),) for text in texts]
         return [{"answer": text} for text in generate(network, prompts, Decoding(max_new_tokens), dtype)]
-    limit = network.max_positions - network.num_virtual
-    encoded = encode_texts(texts, network.tokenizer, limit)
-    target = 0 if network.task == "classification" else 0.0
-    rows = [TokenizedExample(ids, (False,) * len(ids), target, cut, i) for i, (ids, cut) in enumerate(encoded)]
-    logits = validate(network, rows, dtype).logits
-    if network.task == "regression":
-        return [{"score": float(value)} for value in logits[:, 0]]
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    chances = odds / odds.sum(1, keepdims=True)
-    return [
-        {"label": network.class_names[best], "probability": float(row[best])}
-        for best, row in zip(chances.argmax(1), chances, strict=True)
+    given = [
+        READINGS[network.task].row(text, network.class_names, Origin("<text>", at)) for at, text in enumerate(texts, 1)
     ]
+    if len({bool(row.pair) for row in given if isinstance(row, LabelledText)}) > 1:
+        raise InputError("some of the texts are pairs and others are not. A model judges the one or the other")
+    asked = [row for row in given if not isinstance(row, TaggedWords) or row.words]
+    said = iter(_judge(network, Examples(network.task, asked, network.class_names, "", ""), dtype) if asked else ())
+    return [{"tags": []} if isinstance(row, TaggedWords) and not row.words else next(said) for row in given]
+
+
+def _judge(network: Network, examples: Examples, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """What is said of each row; None is the tag of a word that was cut off."""
+    rows = tokenize(examples, network.tokenizer, network.max_positions - network.num_virtual)
+    outputs = validate(network, rows, dtype)
+    for row, logits in zip(examples.rows, by_row(outputs, JUDGED[network.task] == "words"), strict=True):
+        said = READINGS[network.task].tell(logits, network.class_names)
+        if isinstance(row, TaggedWords):
+            said["tags"] += [None] * (len(row.words) - len(said["tags"]))
+        yield said
 
 
 def chat_stream(network: Network, messages: Sequence[Message], decoding: Decoding) -> Iterator[str]:
@@ -141,7 +150,7 @@ def chat_stream(network: Network, messages: Sequence[Message], decoding: Decodin
 
 def texts_of(examples: Examples) -> list[str]:
     """The text of each labelled row; the last question of each conversation."""
-    labelled = [row.text for row in examples.rows if isinstance(row, LabelledText)]
+    labelled = [row.whole for row in examples.rows if isinstance(row, LabelledText)]
     return labelled or [row.messages[-2].content for row in examples.rows if isinstance(row, Conversation)]
 
 

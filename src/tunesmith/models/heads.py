@@ -1,32 +1,42 @@
-"""Heads that judge a whole row: how each model family turns a row's hidden states into its answer.
+"""Heads that judge: how each model family turns hidden states into what it says of a row, or of words.
 
-One row of HEADS per way of building the head, not per model: the modules of transformers' own
-`...ForSequenceClassification` classes are called on the pooled states, so a saved folder gives the
-same logits in plain transformers.
+One row of a table per way of building the head, not per model: ROW_HEADS for the modules of transformers' own
+`...ForSequenceClassification` classes, WORD_HEADS for those of `...ForTokenClassification`. They are called on the
+pooled states, so a saved folder gives the same logits in plain transformers. TASK_HEADS says which task has which.
 
-Shape letters: S rows, D hidden width, C classes (1 for a score).
+Shape letters: S rows, N judged places, D hidden width, C classes (1 for a score).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from peft import TaskType
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from tunesmith.errors import InputError
-from tunesmith.records import PackedBatch
+from tunesmith.records import PackedBatch, Task
 
-Pooling = Literal["first", "last", "mean"]
+Pooling = Literal["first", "last", "mean", "judged"]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """`modules` are the parts above the pre-trained body, trained by every method; `logits` maps the
-    model and the pooled states (S, D) to (S, C)."""
+    model and the pooled states, (S, D) or (N, D), to as many times C."""
 
     modules: tuple[str, ...]
     pooling: Callable[[PreTrainedModel], Pooling]
@@ -55,6 +65,18 @@ def _score_head(model: PreTrainedModel, pooled_SD: torch.Tensor) -> torch.Tensor
     return model.score(pooled_SD)
 
 
+def _dropout_classifier(model: PreTrainedModel, states_ND: torch.Tensor) -> torch.Tensor:
+    return model.classifier(model.dropout(states_ND))
+
+
+def _dropout_score(model: PreTrainedModel, states_ND: torch.Tensor) -> torch.Tensor:
+    return model.score(model.dropout(states_ND))
+
+
+def _judged(_: PreTrainedModel) -> Pooling:
+    return "judged"
+
+
 def _first(_: PreTrainedModel) -> Pooling:
     return "first"
 
@@ -71,7 +93,7 @@ _POOLER = Head(("pooler", "classifier"), _first, _pooler_head)
 _TOKEN = Head(("classifier",), _first, _token_head)
 _SCORE = Head(("score",), _last, _score_head)
 
-HEADS: dict[str, Head] = {
+ROW_HEADS: dict[str, Head] = {
     "bert": _POOLER,
     "roberta": _TOKEN,
     "xlm-roberta": _TOKEN,
@@ -81,28 +103,113 @@ HEADS: dict[str, Head] = {
     "modernbert": Head(("head", "classifier"), _as_configured, _modernbert_head),
 }
 
+_WORD_CLASSIFIER = Head(("classifier",), _judged, _dropout_classifier)
 
-def find_head(model: PreTrainedModel) -> Head:
-    """The head of a sequence-classification model. Decoders all end in a `score` layer.
+WORD_HEADS: dict[str, Head] = {
+    "bert": _WORD_CLASSIFIER,
+    "roberta": _WORD_CLASSIFIER,
+    "xlm-roberta": _WORD_CLASSIFIER,
+    "camembert": _WORD_CLASSIFIER,
+    "electra": _WORD_CLASSIFIER,
+    "distilbert": _WORD_CLASSIFIER,
+    "modernbert": Head(("head", "classifier"), _judged, _modernbert_head),
+    "gpt2": _WORD_CLASSIFIER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHead:
+    """One row of TASK_HEADS: the class of transformers that a model is loaded as, the architectures that have one,
+    what PEFT and the configuration call the task, and the heads. `score` is the head of all decoders that are not
+    listed, which end in a layer of that name."""
+
+    auto: Any
+    architectures: Mapping[str, str]
+    peft_type: TaskType
+    problem_type: str | None
+    heads: Mapping[str, Head]
+    score: Head
+
+
+def _of_rows(problem_type: str) -> TaskHead:
+    return TaskHead(
+        AutoModelForSequenceClassification,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        TaskType.SEQ_CLS,
+        problem_type,
+        ROW_HEADS,
+        _SCORE,
+    )
+
+
+# Tasks that are not here are written, by a language head.
+TASK_HEADS: dict[Task, TaskHead] = {
+    "classification": _of_rows("single_label_classification"),
+    "multi-label": _of_rows("multi_label_classification"),
+    "regression": _of_rows("regression"),
+    "token-classification": TaskHead(
+        AutoModelForTokenClassification,
+        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        TaskType.TOKEN_CLS,
+        None,  # transformers knows of problem types for rows only
+        WORD_HEADS,
+        Head(("score",), _judged, _dropout_score),
+    ),
+}
+
+
+def find_head(model: PreTrainedModel, task: Task) -> Head:
+    """The head of a model that was loaded for a task that judges.
 
     Raises:
         InputError: the architecture's head is not known here.
     """
-    head = HEADS.get(model.config.model_type)
+    kind = TASK_HEADS[task]
+    head = kind.heads.get(model.config.model_type)
     if head is None and hasattr(model, "score"):
-        head = _SCORE
+        head = kind.score
     if head is None:
-        known = ", ".join([*HEADS, "decoders with a score layer"])
-        raise InputError(f"{type(model).__name__}: its classification head is not known to tunesmith. Known: {known}")
+        known = ", ".join([*kind.heads, "decoders with a score layer"])
+        raise InputError(f"{type(model).__name__}: its head for {task} is not known to tunesmith. Known: {known}")
     return head
 
 
+def refuse_headless(config: PreTrainedConfig, task: Task, name: str) -> None:
+    """Raises an InputError when transformers has no class of this architecture for the task."""
+    if config.model_type not in TASK_HEADS[task].architectures:
+        raise InputError(
+            f"'{name}' ({config.model_type}): transformers has no model of this architecture for {task}. "
+            "Take another one, for example a BERT, ModernBERT, Llama or Qwen3"
+        )
+
+
+def type_for_peft(model: PreTrainedModel, otherwise: Any) -> Any:
+    """What PEFT calls the task that a model was made for; `otherwise` where this is no model that judges."""
+    name = type(model).__name__
+    found = (kind.peft_type for kind in TASK_HEADS.values() if name == kind.architectures.get(model.config.model_type))
+    return next(found, otherwise)
+
+
+def head_settings(task: Task, class_names: Sequence[str]) -> dict[str, Any]:
+    """What the configuration says of the head, and of what its numbers mean."""
+    problem = {"problem_type": TASK_HEADS[task].problem_type}
+    if not class_names:
+        return problem | {"num_labels": 1}
+    return problem | {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }
+
+
 def pool(hidden_TD: torch.Tensor, batch: PackedBatch, pooling: Pooling) -> torch.Tensor:
-    """The state that stands for each row: (T, D) packed -> (S, D).
+    """The state that stands for each row: (T, D) packed -> (S, D); of judged places their own, (N, D).
 
     Raises:
         ValueError: rows share a beginning, and not only their last states are wanted.
     """
+    if pooling == "judged":
+        return hidden_TD[batch.predict_from]
     counts = torch.tensor(batch.lengths, device=hidden_TD.device)
     ends = counts.cumsum(0)
     if pooling == "last":

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,7 +29,7 @@ from tunesmith import assets
 from tunesmith.errors import InputError, nearest
 from tunesmith.models.attention import PACKED
 from tunesmith.models.dropout import use_cheap_dropout
-from tunesmith.models.heads import find_head
+from tunesmith.models.heads import TASK_HEADS, find_head, head_settings, refuse_headless
 from tunesmith.models.hub import fetch_model
 from tunesmith.models.lean import use_lean_layers
 from tunesmith.models.safety import ADAPTER_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, check_folder, has_weights
@@ -87,7 +86,7 @@ class Network:
     @property
     def head_modules(self) -> tuple[str, ...]:
         """Last name parts of the modules that every method trains; empty for generation."""
-        return () if self.task == "generation" else find_head(self.model).modules
+        return find_head(self.model, self.task).modules if self.task in TASK_HEADS else ()
 
     def is_new(self, name: str) -> bool:
         """Whether a parameter had no pretrained weights."""
@@ -236,8 +235,8 @@ def _read_model(
     kwargs: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "attn_implementation": "eager"}
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
     auto: Any = AutoModelForCausalLM
-    if task != "generation":
-        auto, kwargs = AutoModelForSequenceClassification, kwargs | head_settings(task, class_names)
+    if task in TASK_HEADS:
+        auto, kwargs = TASK_HEADS[task].auto, kwargs | head_settings(task, class_names)
     with _naming(f"cannot load the weights of '{given}'", "Fetch the model again"), quietly():
         return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
 
@@ -293,19 +292,10 @@ def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
     if task == "generation" and not causal:
         raise InputError(
             f"'{name}' is an encoder ({kind}): it cannot write text. Take a decoder such as "
-            "smollm2-135m-instruct, or give the data a task it can do (classification, regression)"
+            f"smollm2-135m-instruct, or give the data a task it can do ({', '.join(TASK_HEADS)})"
         )
-
-
-def head_settings(task: Task, class_names: Sequence[str]) -> dict[str, Any]:
-    if task == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    return {
-        "num_labels": len(class_names),
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: index for index, name in enumerate(class_names)},
-        "problem_type": "single_label_classification",
-    }
+    if task in TASK_HEADS:
+        refuse_headless(config, task, name)
 
 
 def _check_loaded(network: Network, info: dict[str, Any]) -> None:

@@ -16,13 +16,13 @@ from safetensors import safe_open
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
+from tunesmith.models.heads import TASK_HEADS, head_settings
 from tunesmith.models.load import (
     Network,
     enclose,
     find_base,
-    head_settings,
     load_config,
     quietly,
     refuse_unfit,
@@ -62,8 +62,8 @@ def outline_network(name: str, task: Task, class_names: Sequence[str] = (), num_
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_layers]
     auto: Any = AutoModelForCausalLM
-    if task != "generation":
-        auto = AutoModelForSequenceClassification
+    if task in TASK_HEADS:
+        auto = TASK_HEADS[task].auto
         for key, value in head_settings(task, class_names).items():
             setattr(config, key, value)
     with quietly(), torch.device("meta"), Unknowing():

@@ -11,21 +11,22 @@ from typing import Any
 
 import torch
 
-from tunesmith.models.heads import find_head, pool
+from tunesmith.models.heads import TASK_HEADS, find_head, pool
 from tunesmith.models.load import Network, position_offset
 from tunesmith.models.segments import plan_segments
 from tunesmith.records import PackedBatch
 
 
 def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
-    """(N, V) next-token logits at `batch.predict_from` for generation, else (S, C) for the rows."""
-    if network.task == "generation":
+    """(N, V) next-token logits at `batch.predict_from` for generation, (N, C) of the places themselves for token
+    classification, else (S, C) for the rows."""
+    if network.task not in TASK_HEADS:
         with _above_prefix(network, batch):
             logits: torch.Tensor = network.model(
                 **packed_inputs(network, batch), logits_to_keep=batch.predict_from
             ).logits
         return logits[0]
-    head = find_head(network.model)
+    head = find_head(network.model, network.task)
     hidden_TD = packed_hidden(network, batch)
     return head.logits(network.model, pool(hidden_TD, batch, head.pooling(network.model)))
 
@@ -53,9 +54,10 @@ def packed_inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:
     }
     if network.is_decoder:
         inputs["use_cache"] = False
-    elif getattr(network.model.config, "type_vocab_size", 0):
+    elif num_types := getattr(network.model.config, "type_vocab_size", 0):
         # Encoders keep a ready-made row of these, as long as one row may be; a pack is longer.
-        inputs["token_type_ids"] = torch.zeros_like(batch.input_ids)[None]
+        types = None if num_types < 2 else batch.token_types
+        inputs["token_type_ids"] = (torch.zeros_like(batch.input_ids) if types is None else types)[None]
     if network.prompt is None:
         return inputs | {"input_ids": batch.input_ids[None]}
     return inputs | {"inputs_embeds": _with_prompt(network, batch)[None]}

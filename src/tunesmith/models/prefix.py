@@ -54,7 +54,12 @@ def count_bytes(network: Network, rows: Sequence[TokenizedExample]) -> int:
 
 def count_tokens(rows: Sequence[TokenizedExample]) -> int:
     """Tokens of all rows, equal ones counted once."""
-    return sum(len(ids) for ids in {row.input_ids for row in rows})
+    return sum(len(ids) for ids, _ in {_key(row) for row in rows})
+
+
+def _key(row: TokenizedExample) -> tuple[tuple[int, ...], int]:
+    """What the states of a row depend on."""
+    return row.input_ids, row.second_at
 
 
 @contextmanager
@@ -154,7 +159,7 @@ class Prefix:
         digest = hashlib.blake2b(digest_size=16)
         machine = (torch.__version__, dtype, torch.get_num_threads(), len(self._layers), self._network.num_virtual)
         digest.update(repr(machine).encode())
-        digest.update(repr([row.input_ids for row in rows]).encode())
+        digest.update(repr([_key(row) for row in rows]).encode())
         for name, tensor in self._below():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
@@ -179,7 +184,7 @@ class Prefix:
         """Runs the blocks over all rows, in batches that depend on nothing but the rows."""
         network = self._network
         network.model.eval()
-        distinct = list({row.input_ids: row for row in rows}.values())
+        distinct = list({_key(row): row for row in rows}.values())
         batches = token_batches(distinct)
         num_bytes = 0
         with Bar(f"{len(self._layers)} frozen blocks, once", len(batches), quiet) as bar:
@@ -226,8 +231,11 @@ class Prefix:
 
 
 def _keys(batch: PackedBatch) -> list[bytes]:
-    """The ids of each row, in the order of `batch.rows`."""
+    """The ids of each row, and the types of its tokens where there are two, in the order of `batch.rows`."""
     ids = [part.numpy().tobytes() for part in batch.input_ids.cpu().split(batch.lengths)]
+    if batch.token_types is not None:
+        types = batch.token_types.cpu().split(batch.lengths)
+        ids = [part + (kinds.numpy().tobytes() if kinds.any() else b"") for part, kinds in zip(ids, types, strict=True)]
     return [b"".join(ids[segment] for segment in chain) for chain in batch.chains]
 
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from tunesmith.errors import InputError
+from tunesmith.models.heads import type_for_peft
 from tunesmith.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VIRTUAL, check_folder
 from tunesmith.models.weights import read_json, refuse_broken
 from tunesmith.storage import sha256_of
@@ -39,7 +40,8 @@ def _quietly() -> Iterator[None]:
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> Any:
-    """The PEFT model around `model`, with new adapter weights."""
+    """The PEFT model around `model`, with new adapter weights, called in its files what the model is for."""
+    config.task_type = type_for_peft(model, config.task_type)
     with _quietly():
         return get_peft_model(model, config)
 

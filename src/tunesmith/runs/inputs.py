@@ -78,7 +78,8 @@ def _digest(text: str) -> str:
 def _digest_rows(rows: Sequence[TokenizedExample]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(array("q", row.input_ids).tobytes() + bytes(row.trained) + repr(row.target).encode())
+        pair = f" {row.second_at}" if row.second_at else ""  # absent before there were pairs
+        digest.update(array("q", row.input_ids).tobytes() + bytes(row.trained) + f"{row.target!r}{pair}".encode())
     return digest.hexdigest()
 
 

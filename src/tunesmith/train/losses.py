@@ -1,7 +1,7 @@
 """Losses as sums over what is judged. Whoever calls divides: by all judged places of an accumulation
 window, so that one step of 8 rows and 8 steps of 1 row give the same gradient.
 
-Shape letters: N judged places, V vocabulary or classes.
+Shape letters: N judged places, V vocabulary or classes, C classes of which any number may hold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Penalty:
     """What training may add to a cross-entropy; both come out of the pass that makes it.
 
     label_smoothing  e: the target has the probability 1 - e, and e is spread over all V (Szegedy et al. 2016,
-                     arXiv 1512.00567)
+                     arXiv 1512.00567); where each class holds or not by itself, over these two
     z_loss           c: adds c log(sum(exp(logits)))^2, which keeps logits from drifting (Chowdhery et al. 2022,
                      arXiv 2204.02311, section 5)
     """
@@ -34,6 +34,14 @@ def cross_entropy_N(logits_NV: torch.Tensor, targets_N: torch.Tensor, penalty: P
     logits_NV = logits_NV.float()
     losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none", label_smoothing=penalty.label_smoothing)
     return losses_N + penalty.z_loss * logits_NV.logsumexp(-1).square() if penalty.z_loss else losses_N
+
+
+def binary_cross_entropy_N(logits_NC: torch.Tensor, targets_NC: torch.Tensor, penalty: Penalty = PLAIN) -> torch.Tensor:
+    """-y log(p) - (1 - y) log(1 - p) with p = sigmoid(logit), mean over the C classes, in float32. Returns (N,)."""
+    targets_NC = targets_NC.float()
+    if penalty.label_smoothing:
+        targets_NC = targets_NC * (1 - penalty.label_smoothing) + penalty.label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits_NC.float(), targets_NC, reduction="none").mean(-1)
 
 
 def squared_error_N(predictions_N1: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

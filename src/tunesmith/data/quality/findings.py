@@ -81,11 +81,22 @@ def excerpt(text: str) -> str:
 
 def whole_text(row: Example) -> str:
     """Everything that a row says, but not its label: what makes two rows alike."""
-    if isinstance(row, LabelledText | PlainText):
+    if isinstance(row, LabelledText):
+        return row.whole
+    if isinstance(row, PlainText):
         return row.text
     if isinstance(row, TaggedWords):
         return " ".join(row.words)
     return "\n".join([*(turn.content for turn in turns_of(row)), *answers_of(row)])
+
+
+def classes_of(row: Example) -> tuple[str, ...]:
+    """The names of the classes or tags that a row has; none for scores and conversations."""
+    if isinstance(row, TaggedWords):
+        return row.tags
+    if not isinstance(row, LabelledText) or isinstance(row.target, float):
+        return ()
+    return row.target if isinstance(row.target, tuple) else (row.target,)
 
 
 def turns_of(row: Example) -> Sequence:  # type: ignore[type-arg]

@@ -20,17 +20,19 @@ MOST_JUDGED = 100_000
 FEWEST_JUDGED = 50
 
 
-def find_class_faults(counts: Counter[str]) -> Iterator[Finding]:
+def find_class_faults(counts: Counter[str], unit: str = "row") -> Iterator[Finding]:
+    """`unit` is what has a class: a row, or a word. Signs tell tags apart (PRP and PRP$), but not class names."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in sorted(counts):
-        alike["".join(letter for letter in name.casefold() if letter.isalnum()) or name].append(name)
+        letters = "".join(letter for letter in name.casefold() if letter.isalnum() or unit == "word")
+        alike[letters or name].append(name)
     pairs = [names for names in alike.values() if len(names) > 1]
     if pairs:
         shown = tuple(
             Shown(
                 "",
                 " / ".join(f"'{name}'" for name in names),
-                ", ".join(describe_count(counts[name], "row") for name in names),
+                ", ".join(describe_count(counts[name], unit) for name in names),
             )
             for names in pairs[:SHOWN]
         )
@@ -44,12 +46,12 @@ def find_class_faults(counts: Counter[str]) -> Iterator[Finding]:
         )
     rare = [name for name, count in sorted(counts.items()) if count < RARE]
     if rare:
-        shown = tuple(Shown("", f"'{name}'", describe_count(counts[name], "row")) for name in rare[:SHOWN])
+        shown = tuple(Shown("", f"'{name}'", describe_count(counts[name], unit)) for name in rare[:SHOWN])
         yield Finding(
             "rare classes",
             "warning",
             sum(counts[name] for name in rare),
-            f"{describe_count(len(rare), 'class')} with fewer than {RARE} rows: too few to learn and to test",
+            f"{describe_count(len(rare), 'class')} with fewer than {RARE} {unit}s: too few to learn and to test",
             "Find more rows, join classes, or leave them out",
             shown,
         )
@@ -59,8 +61,8 @@ def find_class_faults(counts: Counter[str]) -> Iterator[Finding]:
             "class balance",
             "note",
             most,
-            f"the largest class has {most / least:,.0f} times the rows of the smallest ({most:,} and {least:,})",
-            "Look at the macro F1 and not at the accuracy; more rows of the small classes help most",
+            f"the largest class has {most / least:,.0f} times the {unit}s of the smallest ({most:,} and {least:,})",
+            f"Look at the macro F1 and not at the accuracy; more {unit}s of the small classes help most",
         )
 
 
@@ -79,7 +81,7 @@ def find_label_errors(rows: Sequence[Example], groups: np.ndarray, seed: int = 0
     given = np.array([names.index(str(row.target)) for _, row in labelled])
     if len(labelled) < FEWEST_JUDGED or len(names) < 2 or np.bincount(given).min() < FOLDS:
         return
-    chances = _out_of_fold([row.text for _, row in labelled], given, groups[[index for index, _ in labelled]], seed)
+    chances = _out_of_fold([row.whole for _, row in labelled], given, groups[[index for index, _ in labelled]], seed)
     suspects = suspect(chances, given)
     if not len(suspects):
         return

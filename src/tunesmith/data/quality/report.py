@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tunesmith.data.quality.findings import SHOWN, Collector, Finding, Shown, whole_text
+from tunesmith.data.quality.findings import SHOWN, Collector, Finding, Shown, classes_of, whole_text
 from tunesmith.data.quality.labels import find_class_faults, find_label_errors
 from tunesmith.data.quality.sets import (
     CommonAnswers,
@@ -25,7 +25,7 @@ from tunesmith.data.quality.sets import (
 )
 from tunesmith.data.quality.similar import Clusters, Sketches, find_clusters
 from tunesmith.data.quality.texts import ROW_TESTS
-from tunesmith.records import Example, Examples, LabelledText, TaggedWords
+from tunesmith.records import Example, Examples
 from tunesmith.terminal import Bar, describe_count
 
 SEVERITIES = ("error", "warning", "note")
@@ -132,7 +132,7 @@ def check(
             keys.see(row)
             sketches.add(index, row)
             lengths.see(index, row)
-            counts.update(_classes_of(row))
+            counts.update(classes_of(row))
             for one in passes:
                 one.see(index, row)
             if index % 100 == 99:
@@ -145,7 +145,7 @@ def check(
     for one in passes:
         found += one.findings()
     if counts:
-        found += find_class_faults(counts)
+        found += find_class_faults(counts, "word" if examples.task == "token-classification" else "row")
     if with_labels and examples.task == "classification":
         found += find_label_errors(examples.rows, _groups(clusters, keys))
     if test is not None:
@@ -160,19 +160,11 @@ def _find_leakage(examples: Examples, test: Examples, keys: Keys, sketches: Sket
     for row in test.rows:
         theirs.see(row)
     yield from find_leakage(examples.rows, keys, sketches, Test(test.rows, theirs))
-    unseen = Counter(name for row in test.rows for name in _classes_of(row) if name not in examples.class_names)
+    unseen = Counter(name for row in test.rows for name in classes_of(row) if name not in examples.class_names)
     if unseen:
         shown = tuple(Shown("", f"'{name}'", describe_count(count, "row")) for name, count in unseen.most_common(SHOWN))
         words = f"{describe_count(len(unseen), 'class')} of the test data without a training row"
         yield Finding("unseen classes", "error", sum(unseen.values()), words, "Add rows, or mend the names", shown)
-
-
-def _classes_of(row: Example) -> tuple[str, ...]:
-    if isinstance(row, TaggedWords):
-        return row.tags
-    if not isinstance(row, LabelledText) or isinstance(row.target, float):
-        return ()
-    return row.target if isinstance(row.target, tuple) else (row.target,)
 
 
 def _groups(clusters: Clusters, keys: Keys) -> np.ndarray:
