@@ -126,8 +126,9 @@ def _probes(network: Network) -> list[TokenizedExample]:
     rows = []
     for index, length in enumerate(PROBES):
         ids = torch.randint(len(network.tokenizer), (length,), generator=generator).tolist()
-        trained = tuple(network.task == "generation" and place > 0 for place in range(length))
-        rows.append(TokenizedExample(tuple(ids), trained, None, 0, index))
+        tags = (0,) * length if network.task == "token-classification" else None
+        trained = tuple(tags is not None or network.task == "generation" for _ in range(length))
+        rows.append(TokenizedExample(tuple(ids), trained, tags, 0, index))
     return rows
 
 
