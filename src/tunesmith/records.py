@@ -149,7 +149,8 @@ class TokenizedExample:
 
     `trained[t]` is True where the model is taught to produce `input_ids[t]` from the tokens before
     it. Classification and regression train no token: they have a `target` (class id or score).
-    `num_cut` counts tokens that did not fit `max_length`.
+    `num_cut` counts tokens that did not fit `max_length`. `start` is there for encoder-decoders alone: the id
+    that their decoder starts with. What is not trained is then the source, what is trained, behind it, the target.
     """
 
     input_ids: tuple[int, ...]
@@ -157,10 +158,28 @@ class TokenizedExample:
     target: int | float | None
     num_cut: int
     row: int
+    start: int | None = None
 
     @property
     def num_trained(self) -> int:
         return sum(self.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSource:
+    """What the encoder of an encoder-decoder reads: the rows of a PackedBatch, in its order, end to end.
+
+    input_ids   (Z,)  int64
+    position_ids(Z,)  int64; each row starts again at 0
+    lengths           tokens per row, sum = Z
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> PackedSource:
+        return PackedSource(self.input_ids.to(device), self.position_ids.to(device), self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +195,7 @@ class PackedBatch:
     targets     (N,)  int64 token or class ids, float32 scores; empty when unknown
     rows              index of each packed row in its data set
     num_virtual       P
+    source            of encoder-decoders, whose decoder reads all else: one row of it for each segment
     """
 
     input_ids: torch.Tensor
@@ -186,6 +206,7 @@ class PackedBatch:
     targets: torch.Tensor
     rows: tuple[int, ...]
     num_virtual: int = 0
+    source: PackedSource | None = None
 
     @property
     def chains(self) -> list[tuple[int, ...]]:
@@ -197,7 +218,9 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows, those of a shared beginning once for each row; virtual ones not counted."""
-        return sum(sum(self.lengths[segment] for segment in chain) - self.num_virtual for chain in self.chains)
+        of_source = 0 if self.source is None else sum(self.source.lengths)
+        rows = sum(sum(self.lengths[segment] for segment in chain) - self.num_virtual for chain in self.chains)
+        return of_source + rows
 
     def to(self, device: torch.device) -> PackedBatch:
         return PackedBatch(
@@ -209,6 +232,7 @@ class PackedBatch:
             self.targets.to(device),
             self.rows,
             self.num_virtual,
+            None if self.source is None else self.source.to(device),
         )
 
 

@@ -58,11 +58,14 @@ class TokenRows(Sequence[TokenizedExample]):
     taught    trained tokens
     lasts     the last trained id, -1 when none is
     firsts    the first id, seconds the second one; -1 when there is none
+
+    `start` is that of all rows (`TokenizedExample.start`).
     """
 
     COLUMNS = ("cuts", "examples", "taught", "lasts", "firsts", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, start: int | None = None) -> None:
+        self.start = start
         self._blobs = Blobs()
         self._targets: list[int | float | None] = []
         self.cuts, self.examples, self.taught = array("q"), array("q"), array("q")
@@ -94,7 +97,8 @@ class TokenRows(Sequence[TokenizedExample]):
         signed_T = np.frombuffer(self._blobs[place], dtype=np.int32)
         trained_T = signed_T < 0
         ids = tuple(np.where(trained_T, ~signed_T, signed_T).tolist())
-        return TokenizedExample(ids, tuple(trained_T.tolist()), self._targets[place], self.cuts[place], place)
+        trained, target = tuple(trained_T.tolist()), self._targets[place]
+        return TokenizedExample(ids, trained, target, self.cuts[place], place, self.start)
 
     @property
     def lengths(self) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import InputError
+from tunesmith.models.seq2seq import family_of
 from tunesmith.records import PackedBatch
 
 Pooling = Literal["first", "last", "mean"]
@@ -116,10 +118,14 @@ def pool(hidden_TD: torch.Tensor, batch: PackedBatch, pooling: Pooling) -> torch
 
 @dataclass(frozen=True, slots=True)
 class LanguageHead:
-    """A head that is one product with the weight (V, D), and perhaps a soft cap on it."""
+    """A head that is one product with the weight (V, D), and perhaps a soft cap on it.
+
+    Those of encoder-decoders may do something to the states before (`enter`), and add a bias (V,)."""
 
     weight: torch.Tensor
     softcap: float | None
+    enter: Callable[[torch.Tensor], torch.Tensor] | None = None
+    bias: torch.Tensor | None = None
 
 
 # Keys under which configurations scale logits in ways of their own; such heads compute for themselves.
@@ -129,6 +135,10 @@ SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multi
 def find_language_head(model: PreTrainedModel) -> LanguageHead | None:
     """The head of a decoder when it is a plain product, else None: then the model's own forward is used."""
     head: Any = model.get_output_embeddings()
+    if model.config.is_encoder_decoder:
+        family = family_of(model)
+        plain = LanguageHead(head.weight, None, partial(family.enter, model), family.bias(model))
+        return plain if type(head) is nn.Linear else None
     is_plain = type(head) is nn.Linear and head.bias is None
     if not is_plain or any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in SCALINGS):
         return None

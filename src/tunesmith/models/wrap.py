@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
@@ -29,7 +29,18 @@ def _current_names() -> Iterator[None]:
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> Any:
-    """The PEFT model around `model`, with new adapter weights."""
+    """The PEFT model around `model`, with new adapter weights.
+
+    Raises:
+        InputError: virtual tokens for a model with two sides.
+    """
+    if model.config.is_encoder_decoder:
+        if config.is_prompt_learning:
+            raise InputError(
+                "virtual tokens are put before one row of tokens, and an encoder-decoder reads two. Take lora, "
+                "bottleneck or bitfit"
+            )
+        config.task_type = TaskType.SEQ_2_SEQ_LM  # else the files would ask for a decoder
     with _current_names():
         return get_peft_model(model, config)
 
