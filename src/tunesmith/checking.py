@@ -13,6 +13,7 @@ from tunesmith.data.parts import load_examples
 from tunesmith.data.quality.findings import Finding
 from tunesmith.data.quality.page import write_report
 from tunesmith.data.quality.report import Report, check, find_long
+from tunesmith.data.sides import use_prefix
 from tunesmith.data.signal import Proof, prove
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import ShownRow, describe_target, show_row
@@ -67,6 +68,7 @@ def _find_long(config: CheckConfig, examples: Examples) -> Iterator[Finding]:
     if examples.task not in TASKS:
         return
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, examples.task)
+    use_prefix(tokenizer, config.source_prefix)
     rows = tokenize(examples, tokenizer, NO_LIMIT, quiet=False)
     limit = config.max_length or longest_row(config.model)
     yield from find_long(rows.lengths, examples, limit, config.model)
@@ -82,6 +84,7 @@ def show_tokens(config: TokensConfig) -> Tokenized:
     if examples.task not in TASKS:
         raise InputError(f"the data is for {examples.task}; tokens are shown for {', '.join(TASKS)}. Give --task")
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, examples.task)
+    use_prefix(tokenizer, config.source_prefix)
     limit = config.max_length or longest_row(config.model)
     too_long = "skip" if config.too_long == "refuse" else config.too_long
     rows = tokenize(examples, tokenizer, limit, too_long, quiet=False)

@@ -157,9 +157,15 @@ class SourceConfig(Config):
         "refuse",
         description="Conversations over max_length: refuse, cut what stands before the last answer, or leave them out.",
     )
+    source_prefix: str = Field(
+        "", description="Encoder-decoders: text before each source, as T5's 'summarize: '; saved with the run."
+    )
     eval_data: str | None = Field(None, description="A separate test file; else a part of the data is held out.")
     max_length: int | None = Field(
-        None, gt=1, description="Longest row in tokens; the model's own limit when not given."
+        None,
+        gt=1,
+        description="Longest row in tokens (encoder-decoders: longest source and longest target); the model's limit "
+        "when not given.",
     )
 
 

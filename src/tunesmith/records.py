@@ -171,6 +171,8 @@ class TokenizedExample:
     it, or, for token classification, where a word begins whose tag is to be found. Tasks that judge whole
     rows train no token. `num_cut` counts tokens that did not fit `max_length`. `second_at` is the place
     from which on tokens are of type 1, where the tokenizer tells the texts of a pair apart so; 0 when none is.
+    `start` is there for encoder-decoders alone: the id that their decoder starts with. What is not trained is
+    then the source, what is trained, behind it, the target.
     """
 
     input_ids: tuple[int, ...]
@@ -179,10 +181,28 @@ class TokenizedExample:
     num_cut: int
     row: int
     second_at: int = 0
+    start: int | None = None
 
     @property
     def num_trained(self) -> int:
         return sum(self.trained)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSource:
+    """What the encoder of an encoder-decoder reads: the rows of a PackedBatch, in its order, end to end.
+
+    input_ids   (Z,)  int64
+    position_ids(Z,)  int64; each row starts again at 0
+    lengths           tokens per row, sum = Z
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> PackedSource:
+        return PackedSource(self.input_ids.to(device), self.position_ids.to(device), self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +220,7 @@ class PackedBatch:
     rows              index of each packed row in its data set
     num_virtual       P
     token_types (T,)  int64, 1 in the second text of a pair; None when there is none
+    source            of encoder-decoders, whose decoder reads all else: one row of it for each segment
     """
 
     input_ids: torch.Tensor
@@ -211,6 +232,7 @@ class PackedBatch:
     rows: tuple[int, ...]
     num_virtual: int = 0
     token_types: torch.Tensor | None = None
+    source: PackedSource | None = None
 
     @property
     def chains(self) -> list[tuple[int, ...]]:
@@ -222,7 +244,9 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         """Tokens of all rows, those of a shared beginning once for each row; virtual ones not counted."""
-        return sum(sum(self.lengths[segment] for segment in chain) - self.num_virtual for chain in self.chains)
+        of_source = 0 if self.source is None else sum(self.source.lengths)
+        rows = sum(sum(self.lengths[segment] for segment in chain) - self.num_virtual for chain in self.chains)
+        return of_source + rows
 
     def to(self, device: torch.device) -> PackedBatch:
         return PackedBatch(
@@ -235,6 +259,7 @@ class PackedBatch:
             self.rows,
             self.num_virtual,
             None if self.token_types is None else self.token_types.to(device),
+            None if self.source is None else self.source.to(device),
         )
 
 

@@ -22,6 +22,7 @@ import torch
 
 from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
 from tunesmith.data.parts import load_split
+from tunesmith.data.sides import use_prefix
 from tunesmith.data.signal import Proof, prove, refuse_broken
 from tunesmith.data.split import inputs_of, places_of
 from tunesmith.data.tokenize import tokenize
@@ -41,6 +42,7 @@ from tunesmith.models.load import (
     resolve_model,
 )
 from tunesmith.models.prefix import cached_prefix
+from tunesmith.models.seq2seq import longest_side
 from tunesmith.records import Split
 from tunesmith.runs.folder import CHECKPOINTS, FROZEN, MANIFEST, METRICS, SPLIT, how_to_go_on, locked
 from tunesmith.runs.inputs import describe_inputs
@@ -186,6 +188,7 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
+    use_prefix(network.tokenizer, config.source_prefix)
     put_under(network, method, config, dtype, partial(move, device=device))
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     rates = find_rates(network, method, config)
@@ -200,6 +203,7 @@ def read_rows(config: TrainingConfig, parts: Split) -> tuple[TokenRows, TokenRow
         InputError: rows that are too long, or that teach nothing.
     """
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, parts.train.task)
+    use_prefix(tokenizer, config.source_prefix)
     max_length = find_max_length(config)
     train, validation = (
         tokenize(part, tokenizer, max_length, config.too_long, quiet=False) for part in (parts.train, parts.validation)
@@ -236,6 +240,8 @@ def find_max_length(config: DataConfig) -> int:
 def longest_row(model: str) -> int:
     """How many tokens a model takes."""
     model_config = load_config(resolve_model(model), model)
+    if model_config.is_encoder_decoder:
+        return longest_side(model_config)
     limit = int(getattr(model_config, "max_position_embeddings", 0) or 2048)
     # positions start after the padding index
     return limit - 2 if model_config.model_type in ("roberta", "xlm-roberta", "camembert") else limit

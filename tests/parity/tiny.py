@@ -10,18 +10,25 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
     BertConfig,
     DistilBertConfig,
+    EncoderDecoderConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    MarianConfig,
     ModernBertConfig,
+    MT5Config,
+    PegasusConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    T5Config,
 )
 
 from tunesmith.models.attention import PACKED
@@ -100,6 +107,59 @@ ENCODERS: dict[str, Any] = {
 }
 
 
+_T5_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+}
+_BART_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "init_std": 0.08,
+    "dropout": 0.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "forced_eos_token_id": None,
+}
+
+
+def _two_halves(half: type[BertConfig], pad_id: int = 0) -> EncoderDecoderConfig:
+    sizes = _SIZES | _NO_DROPOUT | {"pad_token_id": pad_id, "bos_token_id": 1 - pad_id}
+    both = half(**sizes), half(**sizes, is_decoder=True, add_cross_attention=True)
+    ids = {"pad_token_id": pad_id, "eos_token_id": 2, "decoder_start_token_id": 1 - pad_id}
+    return EncoderDecoderConfig.from_encoder_decoder_configs(*both, **ids)
+
+
+ENCODER_DECODERS: dict[str, Any] = {
+    "t5": lambda: T5Config(**_T5_SIZES),
+    "t5-gated": lambda: T5Config(**_T5_SIZES, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": lambda: MT5Config(**_T5_SIZES),
+    "bart": lambda: BartConfig(**_BART_SIZES, decoder_start_token_id=2),
+    "marian": lambda: MarianConfig(**_BART_SIZES, decoder_start_token_id=0),
+    "pegasus": lambda: PegasusConfig(**_BART_SIZES, decoder_start_token_id=0),
+    "bert2bert": lambda: _two_halves(BertConfig),
+    "roberta2roberta": lambda: _two_halves(RobertaConfig, pad_id=1),
+}
+
+
 def make_tokenizer(pad_id: int = 0) -> PreTrainedTokenizerFast:
     """Words w5..w95 are single tokens; id 1 begins and id 2 ends a text."""
     words = ["<pad>", "<s>", "</s>", "<cls>", "<unk>"] + [f"w{i}" for i in range(5, VOCABULARY)]
@@ -119,7 +179,9 @@ def make_tokenizer(pad_id: int = 0) -> PreTrainedTokenizerFast:
 def make_model(kind: str, task: Task, num_classes: int = 3, seed: int = 0) -> PreTrainedModel:
     """A plain transformers model; weights large enough that attention is far from uniform."""
     torch.manual_seed(seed)
-    config = (DECODERS | ENCODERS)[kind]()
+    config = (DECODERS | ENCODERS | ENCODER_DECODERS)[kind]()
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
     if task == "generation":
         return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for key, value in head_settings(task, class_names(task, num_classes)).items():

@@ -7,6 +7,7 @@ at inference the prompt stands alone, so training and inference see the same ids
 
 A labelled text, or pair of texts, is judged as a whole: none of its tokens is trained. Of tagged words each is judged
 at its first token; the other tokens of it are context.
+Of an encoder-decoder a row is its source and, behind it, its target (`sides`), which is what is trained.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from tunesmith.data.render import (
     render,
     split_marks,
 )
+from tunesmith.data.sides import Sides, closing_id, encode_targets, find_sides, source_text
 from tunesmith.data.words import ArrayOfIds, Words, encode_whole
 from tunesmith.errors import InputError
 from tunesmith.records import Conversation, Example, LabelledText, Message, TaggedWords, Target
 
+NO_LIMIT = 2**31 - 1  # longer than any text
 TooLong = Literal["refuse", "cut", "skip"]
 
 
@@ -70,6 +73,7 @@ class Encoder:
         self.settings = (tokenizer, max_length, too_long, class_ids)
         self._tokenizer, self._max_length, self._too_long = tokenizer, max_length, too_long
         self._class_ids = class_ids
+        self._sides = find_sides(tokenizer)
 
     @cached_property
     def _words(self) -> Words:
@@ -81,7 +85,10 @@ class Encoder:
             return self._encode_labelled([row for row in rows if isinstance(row, LabelledText)])
         if isinstance(rows[0], TaggedWords):
             return self._encode_tagged([row for row in rows if isinstance(row, TaggedWords)])
-        return self._encode_conversations([row for row in rows if isinstance(row, Conversation)])
+        conversations = [row for row in rows if isinstance(row, Conversation)]
+        if self._sides is not None:
+            return self._encode_two_sided(conversations, self._sides)
+        return self._encode_conversations(conversations)
 
     def _encode_labelled(self, rows: Sequence[LabelledText]) -> list[Encoded]:
         encoded = encode_labelled(rows, self._tokenizer, self._max_length)
@@ -114,6 +121,49 @@ class Encoder:
             Refusal(str(pieces)) if isinstance(pieces, InputError) else self._fit(row, next(encoded))
             for row, pieces in zip(rows, rendered, strict=True)
         ]
+
+    def _encode_two_sided(self, rows: Sequence[Conversation], sides: Sides) -> list[Encoded]:
+        sources = self._encode_sources([row.messages[:-1] for row in rows], sides)
+        targets = encode_targets([row.messages[-1].content for row in rows], self._tokenizer, sides)
+        made: list[Encoded] = []
+        for row, source, target in zip(rows, sources, targets, strict=True):
+            if row.tools:
+                made.append(Refusal("an encoder-decoder has no template to tell it of tools"))
+            else:
+                made.append(self._fit_two_sided(row, source, target, sides))
+        return made
+
+    def _encode_sources(self, rows: Sequence[Sequence[Message]], sides: Sides) -> list[list[int]]:
+        texts = [source_text(messages, sides) for messages in rows]
+        return [list(ids) for ids, _ in encode_texts(texts, self._tokenizer, NO_LIMIT)]
+
+    def _fit_two_sided(self, row: Conversation, source: list[int], target: list[int], sides: Sides) -> Encoded:
+        """Each side may have `max_length` tokens; a target is never cut."""
+        sizes = {"source": len(source), "target": len(target)}
+        too_long = [f"{side} {size:,} tokens" for side, size in sizes.items() if size > self._max_length]
+        num_cut = 0
+        if too_long and self._too_long == "skip":
+            return None
+        if len(target) <= self._max_length and self._too_long == "cut":
+            kept = self._shorten_source(row.messages[:-1], sides) if too_long else source
+            num_cut, source = len(source) - len(kept), kept
+        elif too_long:
+            return Refusal(", ".join(too_long), is_too_long=True)
+        whole_T = np.array([*source, *target], dtype=np.int32)
+        return Ids(whole_T, np.arange(len(whole_T)) >= len(source), None, num_cut)
+
+    def _shorten_source(self, messages: Sequence[Message], sides: Sides) -> list[int]:
+        """Without its oldest exchanges, then without its end: of a text to be summed up the beginning says most."""
+        start = 1 if messages[0].role == "system" else 0
+        questions = [number for number, turn in enumerate(messages) if turn.role == "user"]
+        kept: Sequence[Message] = messages
+        for first in questions[1:]:
+            kept = [*messages[:start], *messages[first:]]
+            (source,) = self._encode_sources([kept], sides)
+            if len(source) <= self._max_length:
+                return source
+        ((ids, _),) = encode_texts([source_text(kept, sides)], self._tokenizer, self._max_length)
+        return list(ids)
 
     def _fit(self, row: Conversation, ids: Ids) -> Encoded:
         if len(ids.ids) <= self._max_length:
@@ -248,6 +298,9 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, words: Wor
 
 def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: str = "") -> tuple[int, ...]:
     """Ids that lead up to the next answer: the same the model saw before that answer in training."""
+    sides = find_sides(tokenizer)
+    if sides is not None:
+        return encode_texts([source_text(messages, sides)], tokenizer, NO_LIMIT)[0][0]
     (pieces,) = render_marked([Dialogue(tuple(messages), tools, is_open=True)], tokenizer)
     if isinstance(pieces, InputError):
         raise pieces
@@ -256,6 +309,8 @@ def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids at which generation stops: the one that closes an answer in this template, and end of text."""
+    if find_sides(tokenizer) is not None:
+        return (closing_id(tokenizer),)
     (pieces,) = render_marked([Dialogue((Message("user", "a"), Message("assistant", "b")))], tokenizer)
     if isinstance(pieces, InputError):
         raise pieces

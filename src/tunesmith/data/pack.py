@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
 from tunesmith.data.share import Family, find_families
-from tunesmith.records import PackedBatch, Target, TokenizedExample
+from tunesmith.records import PackedBatch, PackedSource, Target, TokenizedExample
 
 # Of a pass without gradients: enough to keep the cores busy in matrix products, few enough to stay in little memory.
 TOKENS_PER_PASS = 2048
@@ -18,12 +19,27 @@ def pack(rows: Sequence[TokenizedExample], num_virtual: int = 0, share: bool = F
     """One packed batch, longest row first (rows of like length then attend together).
 
     `num_virtual` places are kept free before each row for virtual (prompt) tokens. With `share`, which only a model
-    that never looks ahead can take, a beginning that rows have in common is laid down once.
+    that never looks ahead can take, a beginning that rows have in common is laid down once. Rows with a source and a
+    target are laid on two sheets, and share nothing.
     """
+    if rows[0].start is not None:
+        return _pack_two_sided(rows)
     sheet = _Sheet(num_virtual)
     for family in _order(find_families([row.input_ids for row in rows]) if share else [], rows):
         sheet.lay([rows[index] for index in family.rows], family.num_shared)
     return sheet.to_batch()
+
+
+def _pack_two_sided(rows: Sequence[TokenizedExample]) -> PackedBatch:
+    """Longest source first. The decoder reads each target one place late, behind its start, and is judged on all."""
+    source, target = _Sheet(0), _Sheet(0)
+    for index in _longest_first(range(len(rows)), [len(row.input_ids) - row.num_trained for row in rows]):
+        row = rows[index]
+        border = len(row.input_ids) - row.num_trained
+        source.lay([replace(row, input_ids=row.input_ids[:border], trained=row.trained[:border])], 0)
+        target.lay_target(row, row.input_ids[border:])
+    read = source.to_batch()
+    return replace(target.to_batch(), source=PackedSource(read.input_ids, read.position_ids, read.lengths))
 
 
 def _order(families: Sequence[Family], rows: Sequence[TokenizedExample]) -> list[Family]:
@@ -68,6 +84,13 @@ class _Sheet:
                 self._types += [0] * (len(self._ids) - len(self._types))
                 for place in places[self._num_virtual + row.second_at :]:
                     self._types[place] = 1
+
+    def lay_target(self, row: TokenizedExample, target: Sequence[int]) -> None:
+        """What a decoder reads and writes: place by place the token before, and the token judged."""
+        assert row.start is not None
+        self._predict_from += self._add([row.start, *target[:-1]], 0, -1)
+        self._targets += target
+        self._rows.append(row.row)
 
     def _add(self, ids: Sequence[int], position: int, parent: int) -> range:
         """A segment; returns the places where it stands."""

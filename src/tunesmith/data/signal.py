@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.ids import stop_token_ids
 from tunesmith.data.render import takes_system
+from tunesmith.data.sides import find_sides
 from tunesmith.data.tokens import Signal, TokenRows
 from tunesmith.errors import InputError
 from tunesmith.records import JUDGED, Conversation, Examples
@@ -84,6 +85,10 @@ def prove(rows: TokenRows, examples: Examples, tokenizer: PreTrainedTokenizerBas
 
 def _note(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
     first = examples.rows[0]
+    sides = find_sides(tokenizer)
+    if isinstance(first, Conversation) and sides is not None:
+        before = f", after '{sides.prefix}'" if sides.prefix else ""
+        return f"the last answer of a row is the target, all before it the source{before}"
     has_system = isinstance(first, Conversation) and first.messages[0].role == "system"
     if has_system and not takes_system(tokenizer):
         return "the chat template has no system role: its text opens the first question"

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.ids import Encoded, Encoder, Ids, Refusal, TooLong
 from tunesmith.data.problems import Problems
+from tunesmith.data.sides import find_sides
 from tunesmith.data.store import Stored
 from tunesmith.data.tokens import Signal, TokenRows, find_kept, is_kept, keep, name_of
 from tunesmith.data.workers import count_workers, encode_by_workers
@@ -34,16 +35,21 @@ def tokenize(
 
     Labelled texts longer than `max_length` tokens lose their end, counted in `num_cut`. Of a conversation that
     does not fit an answer is never cut: the row is refused, or loses the beginning of what stands before its
-    last answer ("cut"), or is left out ("skip").
+    last answer ("cut"), or is left out ("skip"). Of an encoder-decoder each side may have `max_length` tokens, and
+    of a source it is the end that is cut.
 
     Raises:
         InputError: rows that are too long, or whose template cannot be followed; each named by file and line.
     """
-    kept_as = name_of(examples, tokenizer, max_length, too_long) if is_kept(examples) else ""
+    sides = find_sides(tokenizer) if examples.task == "generation" else None
+    settings = (max_length, too_long) if sides is None else (max_length, too_long, sides)
+    kept_as = name_of(examples, tokenizer, *settings) if is_kept(examples) else ""
     kept = find_kept(examples, kept_as) if kept_as else None
+    start = None if sides is None else sides.start
     if kept is not None:
+        kept.start = start
         return kept
-    rows, refused, done = TokenRows(), _Refused(), 0
+    rows, refused, done = TokenRows(start), _Refused(), 0
     encoder = Encoder(tokenizer, max_length, too_long, {name: at for at, name in enumerate(examples.class_names)})
     with Bar("tokens", len(examples.rows), quiet or len(examples.rows) < BAR_FROM) as bar:
         for made in _encode_all(examples.rows, encoder):

@@ -67,11 +67,14 @@ class TokenRows(Sequence[TokenizedExample]):
     firsts    the first id, seconds the second one; -1 when there is none
     types     where tokens of type 1 begin, 0 when none is
     losts     words that were cut off with their tags
+
+    `start` is that of all rows (`TokenizedExample.start`).
     """
 
     COLUMNS = ("cuts", "examples", "taught", "lasts", "firsts", "seconds", "types", "losts")
 
-    def __init__(self) -> None:
+    def __init__(self, start: int | None = None) -> None:
+        self.start = start
         self._blobs = Blobs()
         self._targets = Targets()
         self.cuts, self.examples, self.taught = array("q"), array("q"), array("q")
@@ -108,7 +111,7 @@ class TokenRows(Sequence[TokenizedExample]):
         trained_T = signed_T < 0
         ids = tuple(np.where(trained_T, ~signed_T, signed_T).tolist())
         target, cut, second_at = self._targets[place], self.cuts[place], self.types[place]
-        return TokenizedExample(ids, tuple(trained_T.tolist()), target, cut, place, second_at)
+        return TokenizedExample(ids, tuple(trained_T.tolist()), target, cut, place, second_at, self.start)
 
     @property
     def lengths(self) -> list[int]:

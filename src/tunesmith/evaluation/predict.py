@@ -17,7 +17,10 @@ from tunesmith.records import Message, RawRow
 from tunesmith.runs.run import Run
 from tunesmith.terminal import say
 
-TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "sentence", "review", "content", "query")
+TEXT_COLUMNS = (
+    *("text", "prompt", "question", "instruction", "sentence", "review", "content", "query"),
+    *("source", "src", "article", "dialogue", "document"),
+)
 
 
 def predict_file(run: str, file: Path) -> list[dict[str, Any]]:

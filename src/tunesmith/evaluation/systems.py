@@ -10,6 +10,7 @@ import torch
 
 from tunesmith.config import CompareConfig, TuneConfig
 from tunesmith.data.quality.findings import whole_text
+from tunesmith.data.sides import use_prefix
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
 from tunesmith.evaluation.baselines import Resources, find_baseline
@@ -113,6 +114,7 @@ class _Model:
         if self._loaded is not None and self._loaded.task == task:
             return self._loaded
         network = load_network(self._config.model, task, self._parts.train.class_names)
+        use_prefix(network.tokenizer, self._config.source_prefix)
         network.model.requires_grad_(False)
         settle_precision(network, self._dtype)
         network.model.to(self._device)

@@ -183,9 +183,9 @@ def _virtual(network: Network, config: TrainingConfig) -> dict[str, Any]:
     return {
         "task_type": TaskType.CAUSAL_LM if network.task == "generation" else TaskType.SEQ_CLS,
         "num_virtual_tokens": config.num_virtual_tokens,
-        "token_dim": model.hidden_size,
-        "num_layers": model.num_hidden_layers,
-        "num_attention_heads": model.num_attention_heads,
+        "token_dim": getattr(model, "hidden_size", None),
+        "num_layers": getattr(model, "num_hidden_layers", None),
+        "num_attention_heads": getattr(model, "num_attention_heads", None),
         "base_model_name_or_path": network.folder,
         "modules_to_save": list(network.head_modules) or None,
     }

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from tunesmith.models.across import attend_across
 from tunesmith.models.scores import Rule, attend
-from tunesmith.models.segments import Segments, Shared
+from tunesmith.models.segments import Crossing, Segments, Shared
 from tunesmith.models.shared import attend_shared
 
 PACKED = "tunesmith_packed"
@@ -30,28 +31,30 @@ def packed_attention(  # noqa: PLR0913 (the signature is the attention interface
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    segments: Segments | None = None,
+    segments: Segments | Crossing | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention within each packed row. query (1,H,T,D), key and value (1,K,T,D) -> (1,T,H,D).
 
     `sliding_window` w lets a token see itself and what is fewer than w places away: before it when
     causal, on both sides otherwise, as transformers' flash attention does.
-    `softcap` c replaces a score s by c*tanh(s/c) (Gemma 2).
+    `softcap` c replaces a score s by c*tanh(s/c) (Gemma 2). `position_bias` (1,H,L,L) is what is added to the scores of
+    the longest row, and of others as far as they go; of a cross-attention it is passed over.
 
     Raises:
         ValueError: called without `segments`, or for a model whose attention has further terms.
     """
     if segments is None:
         raise ValueError("packed attention needs the packed layout; use unpacked(model) around plain calls")
-    for term in ("position_bias", "s_aux"):
-        if kwargs.get(term) is not None:
-            raise ValueError(f"{type(module).__name__} adds {term} to its scores, which packing does not know")
+    if s_aux is not None:
+        raise ValueError(f"{type(module).__name__} adds s_aux to its scores, which packing does not know")
     rule = Rule(
         causal=bool(getattr(module, "is_causal", False) if is_causal is None else is_causal),
         window=sliding_window,
@@ -59,12 +62,34 @@ def packed_attention(  # noqa: PLR0913 (the signature is the attention interface
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=dropout if module.training else 0.0,
     )
+    q_THD, k_TKD, v_TKD = (x_1HTD[0].transpose(0, 1) for x_1HTD in (query, key, value))
+    if isinstance(segments, Crossing):
+        if not rule.causal:
+            return _attend_crossing(q_THD, k_TKD, v_TKD, segments, rule).unsqueeze(0), None
+        segments = segments.own
+    if position_bias is not None and position_bias.shape[-2:] != (segments.longest, segments.longest):
+        raise ValueError(f"{type(module).__name__} adds to its scores a position_bias that packing does not know")
     sizes = [part.num_tokens for part in segments.parts]
-    q_parts, k_parts, v_parts = (x_1HTD[0].transpose(0, 1).split(sizes) for x_1HTD in (query, key, value))
     outs = []
-    for q, k, v, part in zip(q_parts, k_parts, v_parts, segments.parts, strict=True):
-        outs.append(attend_shared(q, k, v, part, rule) if isinstance(part, Shared) else attend(q, k, v, part, rule))
+    for q, k, v, part in zip(*(x.split(sizes) for x in (q_THD, k_TKD, v_TKD)), segments.parts, strict=True):
+        if isinstance(part, Shared):
+            outs.append(attend_shared(q, k, v, part, rule))
+        elif position_bias is not None:
+            outs.append(attend_across(q, k, v, (part, part), rule, position_bias[0]))
+        else:
+            outs.append(attend(q, k, v, part, rule))
     return torch.cat(outs).unsqueeze(0), None
+
+
+def _attend_crossing(
+    q_THD: torch.Tensor, k_SHD: torch.Tensor, v_SHD: torch.Tensor, crossing: Crossing, rule: Rule
+) -> torch.Tensor:
+    """Each row of a decoder to the encoder's row of the same number."""
+    qs = q_THD.split([queries.num_tokens for queries, _ in crossing.pairs])
+    ks, vs = (x.split([keys.num_tokens for _, keys in crossing.pairs]) for x in (k_SHD, v_SHD))
+    return torch.cat(
+        [attend_across(q, k, v, pair, rule) for q, k, v, pair in zip(qs, ks, vs, crossing.pairs, strict=True)]
+    )
 
 
 @contextmanager

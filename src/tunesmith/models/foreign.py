@@ -1,4 +1,4 @@
-"""Answers of decoders that our own loop cannot serve, made by transformers' `generate`; our `choose` still chooses.
+"""Answers of models that our own loop cannot serve, made by transformers' `generate`; our `choose` still chooses.
 
 Shape letters: R rows, V vocabulary.
 """
@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessor
 
+from tunesmith.data.sides import find_sides
 from tunesmith.models.attention import unpacked
 from tunesmith.models.load import Network
 from tunesmith.runtime import autocast
@@ -26,23 +27,37 @@ def generate_by_transformers(
     most_new: int,
     dtype: torch.dtype,
 ) -> None:
-    """Prompts of one length are continued until each row has met a stop token or `most_new` are made.
+    """Prompts of one length are continued until each row has met a stop token or `most_new` are made; those of an
+    encoder-decoder may differ in length, since its encoder passes over padding.
 
     `take` gets the logits (R, V) of each step and gives the tokens (R,) to go on with; what it gives a row that
     has ended does not matter.
     """
     device = network.model.device
-    # No row is padded: PEFT forgets the positions of rows with virtual tokens, and not every model passes over padding.
-    ids = torch.tensor([list(row) for row in prompts], device=device)
+    # No row of a decoder is padded: PEFT forgets the positions of rows with virtual tokens, and not every model passes
+    # over padding.
+    ids, mask = _pad([list(row) for row in prompts], network.tokenizer.pad_token_id, device)
     wrapper: Any = network.wrapper if network.wrapper is not None else network.model
     # Said here, since a model's own generation settings fill in what is not.
-    neutral = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    neutral: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     pad = network.tokenizer.pad_token_id
     config = GenerationConfig(max_new_tokens=most_new, eos_token_id=list(stops), pad_token_id=pad, **neutral)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": config}
+    sides = find_sides(network.tokenizer)
+    if sides is not None:
+        config.decoder_start_token_id = sides.start
+    inputs = {"input_ids": ids, "attention_mask": mask, "generation_config": config}
+    if sides is not None:  # the one that transformers makes has as many layers as the encoder
+        inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
     with unpacked(network.model), autocast(device, dtype), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")
         wrapper.generate(**inputs, logits_processor=[_Chosen(take)])
+
+
+def _pad(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(R, T) ids, padded at their ends, and where they are real."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=device)
+    return ids, (torch.arange(longest) < torch.tensor([[len(row)] for row in rows])).long().to(device)
 
 
 class _Chosen(LogitsProcessor):  # type: ignore[misc]

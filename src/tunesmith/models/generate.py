@@ -1,4 +1,4 @@
-"""Answers from a decoder: prompts in, text out, whole or token by token; several answers to a prompt at its price.
+"""Answers from a model that writes: prompts in, text out, whole or token by token; several answers at a prompt's price.
 
 Each prompt goes through the network once, whatever the number of its answers (`decode.py`). Prompts of like
 length are answered together, in batches bounded by the memory of their keys and values; a row that has ended
@@ -21,6 +21,7 @@ from tunesmith.models.choose import Decoding, choose, draw_numbers
 from tunesmith.models.decode import Decoder, can_decode
 from tunesmith.models.foreign import generate_by_transformers
 from tunesmith.models.load import Network
+from tunesmith.models.seq2seq import halves_of
 from tunesmith.records import Message
 from tunesmith.terminal import Bar
 
@@ -131,6 +132,12 @@ def stream(network: Network, messages: Sequence[Message], decoding: Decoding, dt
 
 def _room(network: Network, length: int, decoding: Decoding) -> int:
     """Tokens that an answer may have."""
+    if network.model.config.is_encoder_decoder:
+        if length > network.max_positions:
+            raise InputError(
+                f"the source has {length:,} tokens, '{network.source}' reads {network.max_positions:,}. Shorten it"
+            )
+        return min(network.max_positions, decoding.max_new_tokens)
     left = network.max_positions - network.num_virtual - length
     if left <= 0:
         raise InputError(
@@ -143,7 +150,7 @@ def _plan(
     network: Network, prompts: Sequence[Sequence[int]], rows: list[_Row], dtype: torch.dtype
 ) -> Iterator[list[_Row]]:
     """Rows in batches, longest prompts first, bounded by rows and by the memory of keys and values."""
-    must_be_alike = not can_decode(network.model)
+    must_be_alike = not (can_decode(network.model) or network.model.config.is_encoder_decoder)
     room = _cache_bytes(network.model.device) // _bytes_per_token(network, dtype)
     batch: list[_Row] = []
     used = 0
@@ -162,7 +169,7 @@ def _plan(
 
 
 def _bytes_per_token(network: Network, dtype: torch.dtype) -> int:
-    config = network.model.config
+    config = halves_of(network.model.config)[-1]
     num_heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     num_keys = getattr(config, "num_key_value_heads", None) or num_heads

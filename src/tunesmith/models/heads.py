@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tunesmith.errors import InputError
+from tunesmith.models.seq2seq import family_of
 from tunesmith.records import PackedBatch, Task
 
 Pooling = Literal["first", "last", "mean", "judged"]
@@ -223,10 +225,14 @@ def pool(hidden_TD: torch.Tensor, batch: PackedBatch, pooling: Pooling) -> torch
 
 @dataclass(frozen=True, slots=True)
 class LanguageHead:
-    """A head that is one product with the weight (V, D), and perhaps a soft cap on it."""
+    """A head that is one product with the weight (V, D), and perhaps a soft cap on it.
+
+    Those of encoder-decoders may do something to the states before (`enter`), and add a bias (V,)."""
 
     weight: torch.Tensor
     softcap: float | None
+    enter: Callable[[torch.Tensor], torch.Tensor] | None = None
+    bias: torch.Tensor | None = None
 
 
 # Keys under which configurations scale logits in ways of their own; such heads compute for themselves.
@@ -236,6 +242,10 @@ SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multi
 def find_language_head(model: PreTrainedModel) -> LanguageHead | None:
     """The head of a decoder when it is a plain product, else None: then the model's own forward is used."""
     head: Any = model.get_output_embeddings()
+    if model.config.is_encoder_decoder:
+        family = family_of(model)
+        plain = LanguageHead(head.weight, None, partial(family.enter, model), family.bias(model))
+        return plain if type(head) is nn.Linear else None
     is_plain = type(head) is nn.Linear and head.bias is None
     if not is_plain or any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in SCALINGS):
         return None

@@ -14,7 +14,13 @@ from tunesmith.models.load import Network
 
 
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of transformer blocks: the longest list of modules in the body."""
+    """The stack of transformer blocks: the longest list of modules in the body. Of an encoder-decoder its blocks in
+    the order in which they run, the encoder's and then the decoder's; changing this list changes no model."""
+    if model.config.is_encoder_decoder:
+        halves = (model.get_encoder(), model.get_decoder())
+        # T5's blocks are lists too, and may be longer than the stack.
+        stacks = [next(one for one in half.modules() if isinstance(one, nn.ModuleList)) for half in halves]
+        return nn.ModuleList([block for stack in stacks for block in stack])
     lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise InputError(f"{type(model).__name__}: no stack of layers found in it")

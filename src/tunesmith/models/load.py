@@ -14,6 +14,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,7 +27,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from tunesmith import assets
+from tunesmith.data.sides import set_start
 from tunesmith.errors import InputError, nearest
+from tunesmith.models import seq2seq
 from tunesmith.models.attention import PACKED
 from tunesmith.models.dropout import use_cheap_dropout
 from tunesmith.models.heads import TASK_HEADS, find_head, head_settings, refuse_headless
@@ -94,11 +97,14 @@ class Network:
 
     @property
     def is_decoder(self) -> bool:
-        return not is_encoder(self.model.config)
+        """It never looks ahead; of an encoder-decoder only one half is so."""
+        return not is_encoder(self.model.config) and not self.model.config.is_encoder_decoder
 
     @property
     def max_positions(self) -> int:
-        """Longest row the model can take, in tokens."""
+        """Longest row the model can take, in tokens; of an encoder-decoder its longest source, and longest target."""
+        if self.model.config.is_encoder_decoder:
+            return seq2seq.longest_side(self.model.config)
         limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
         return limit - position_offset(self.model)
 
@@ -223,6 +229,9 @@ def use_our_layers(network: Network) -> None:
     network.model.set_attn_implementation(PACKED)
     use_cheap_dropout(network.model)
     use_lean_layers(network.model)
+    if network.model.config.is_encoder_decoder:
+        seq2seq.settle_config(network.model.config)
+        seq2seq.use_row_biases(network.model)
 
 
 def _read_model(
@@ -234,11 +243,18 @@ def _read_model(
     # The attention is exchanged afterwards: what the configuration asks for would be imported, or fetched, in vain.
     kwargs: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "attn_implementation": "eager"}
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
-    auto: Any = AutoModelForCausalLM
+    auto = choose_class(load_config(folder, given), task)
     if task in TASK_HEADS:
-        auto, kwargs = TASK_HEADS[task].auto, kwargs | head_settings(task, class_names)
+        kwargs |= head_settings(task, class_names)
     with _naming(f"cannot load the weights of '{given}'", "Fetch the model again"), quietly():
         return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
+
+
+def choose_class(config: PreTrainedConfig, task: Task) -> Any:
+    """The class of transformers that loads or makes such a model."""
+    if task in TASK_HEADS:
+        return TASK_HEADS[task].auto
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _merge(network: Network, folder: Path) -> None:
@@ -277,7 +293,12 @@ def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBa
     check_template(tokenizer.chat_template, given)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if task == "generation" and not tokenizer.chat_template:
+    base = Path(find_base(source, given))
+    config = load_config(source, given) if (base / MODEL_CONFIG).is_file() else PreTrainedConfig()
+    if task == "generation" and config.is_encoder_decoder:
+        set_start(tokenizer, seq2seq.find_start(config, base, given))
+        tokenizer.chat_template = None  # a source and a target are texts of their own
+    elif task == "generation" and not tokenizer.chat_template:
         # A model that was trained on texts with a beginning token is at a loss without it.
         begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
@@ -287,7 +308,12 @@ def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBa
 def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise InputError(f"'{name}' is an encoder-decoder ({kind}); tunesmith takes encoders and decoders so far")
+        if task != "generation":
+            raise InputError(
+                f"'{name}' is an encoder-decoder ({kind}): it writes texts, and the data is for {task}. Take an "
+                "encoder such as minilm-l6, or give the classes as texts to write (source/target)"
+            )
+        return seq2seq.refuse_unknown(config, name)
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config)
     if task == "generation" and not causal:
         raise InputError(

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
 
 from tunesmith.models.heads import TASK_HEADS, head_settings
 from tunesmith.models.load import (
     Network,
+    choose_class,
     enclose,
     find_base,
     load_config,
@@ -39,8 +39,9 @@ EMPTY = {ATEN.empty.memory_format, ATEN.empty_strided.default}
 
 
 def count_layers(name: str) -> int:
-    """Blocks of a model, by its configuration."""
-    return int(load_config(resolve_model(name), name).num_hidden_layers)
+    """Blocks that are all alike, by the configuration; 0 for an encoder-decoder, which has two kinds."""
+    config = load_config(resolve_model(name), name)
+    return 0 if config.is_encoder_decoder else int(config.num_hidden_layers)
 
 
 def outline_network(name: str, task: Task, class_names: Sequence[str] = (), num_layers: int | None = None) -> Network:
@@ -61,9 +62,8 @@ def outline_network(name: str, task: Task, class_names: Sequence[str] = (), num_
         config.num_hidden_layers = num_layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_layers]
-    auto: Any = AutoModelForCausalLM
+    auto = choose_class(config, task)
     if task in TASK_HEADS:
-        auto = TASK_HEADS[task].auto
         for key, value in head_settings(task, class_names).items():
             setattr(config, key, value)
     with quietly(), torch.device("meta"), Unknowing():

@@ -36,7 +36,10 @@ LARGEST_STORE = 2**30
 
 
 def count_frozen(network: Network) -> int:
-    """How many blocks lie below all that is trained; 0 when something below the blocks is trained."""
+    """How many blocks lie below all that is trained; 0 when something below the blocks is trained. 0 of an
+    encoder-decoder, whose blocks are no one stack."""
+    if network.model.config.is_encoder_decoder:
+        return 0
     layers = list(find_layers(network.model))
     if network.prompt is not None:
         return 0

@@ -43,6 +43,8 @@ CHANGES = (
     *("UNILORA", "ADAMSS", "GLORA", "DEFT"),
 )
 ADAPTERS = VIRTUAL + CHANGES
+# Two models of transformers' own classes in one; `load` says which.
+JOINED = ("encoder-decoder",)
 # Keys whose own keys are a user's words.
 WORDS = {"label2id", "id2label"}
 
@@ -212,7 +214,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def _check_architecture(config: dict[str, Any], path: Path) -> None:
     """Only what transformers has a class for, for writing text or judging it. Others may fetch parts of themselves."""
-    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, *JOINED}
     kind = config.get("model_type")
     if kind not in known:
         what = f"unknown architecture '{kind}'" if kind else "names no architecture (model_type)"

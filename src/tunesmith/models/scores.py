@@ -46,10 +46,18 @@ def attend(q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, group:
 
 def by_rows(packed: Sequence[torch.Tensor], group: Group, attend: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Calls `attend` with tensors (R,L,...) in place of packed ones (tokens,...); brings its result back."""
-    num_rows, longest = len(group.lengths), group.longest
-    padded = packed if group.to_padded is None else [pad(x, group) for x in packed]
-    out_RLHD = attend(*(x.reshape(num_rows, longest, *x.shape[1:]) for x in padded))
-    out = out_RLHD.reshape(num_rows * longest, *out_RLHD.shape[2:])
+    return from_rows(attend(*(to_rows(x, group) for x in packed)), group)
+
+
+def to_rows(packed: torch.Tensor, group: Group) -> torch.Tensor:
+    """(tokens,...) -> (R,L,...)"""
+    padded = packed if group.to_padded is None else pad(packed, group)
+    return padded.reshape(len(group.lengths), group.longest, *packed.shape[1:])
+
+
+def from_rows(padded: torch.Tensor, group: Group) -> torch.Tensor:
+    """(R,L,...) -> (tokens,...)"""
+    out = padded.reshape(len(group.lengths) * group.longest, *padded.shape[2:])
     return out if group.to_packed is None else unpad(out, group)
 
 

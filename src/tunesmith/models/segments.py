@@ -58,6 +58,20 @@ class Segments:
 
     parts: tuple[Group | Shared, ...]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row of its own."""
+        return max(part.longest for part in self.parts if isinstance(part, Group))
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What a decoder's attention needs beside an encoder: its own rows, and with them, group by group, the encoder's
+    rows that they read."""
+
+    own: Segments
+    pairs: tuple[tuple[Group, Group], ...]
+
 
 def plan_segments(lengths: Sequence[int], parents: Sequence[int], device: torch.device) -> Segments:
     """Groups adjacent rows of similar length. Rows sorted by length give the fewest groups.
@@ -78,6 +92,19 @@ def plan_segments(lengths: Sequence[int], parents: Sequence[int], device: torch.
         alone = []
         parts.append(Shared(_make_group([lengths[segment]], device), tuple(_make_groups(branches, device))))
     return Segments((*parts, *_make_groups(alone, device)))
+
+
+def plan_crossing(lengths: Sequence[int], source_lengths: Sequence[int], device: torch.device) -> Crossing:
+    """Rows of a decoder and, in the same order, of the encoder; a group's rows are of like length on both sides."""
+    groups: list[tuple[list[int], list[int]]] = []
+    for length, source in zip(lengths, source_lengths, strict=True):
+        if groups and _fits(groups[-1][0], length) and _fits(groups[-1][1], source):
+            groups[-1][0].append(length)
+            groups[-1][1].append(source)
+        else:
+            groups.append(([length], [source]))
+    pairs = tuple((_make_group(own, device), _make_group(source, device)) for own, source in groups)
+    return Crossing(plan_segments(lengths, [-1] * len(lengths), device), pairs)
 
 
 def _make_groups(lengths: Sequence[int], device: torch.device) -> list[Group]:

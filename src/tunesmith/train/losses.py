@@ -55,8 +55,9 @@ def linear_cross_entropy_N(
     targets_N: torch.Tensor,
     softcap: float | None = None,
     penalty: Penalty = PLAIN,
+    bias_V: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """-log softmax(hidden weight^T)[target] in nats (N,), without ever holding all logits (N, V).
+    """-log softmax(hidden weight^T + bias)[target] in nats (N,), without ever holding all logits (N, V).
 
     The vocabulary makes logits the largest tensor of a small model's step. They are made a chunk of rows
     at a time. With a frozen weight the gradient of the hidden states is made in the same go, since each
@@ -64,7 +65,7 @@ def linear_cross_entropy_N(
     `softcap` c replaces a logit z by c*tanh(z/c) (Gemma 2).
     """
     losses: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, targets_N, softcap, penalty
+        hidden_ND, weight_VD, targets_N, softcap, penalty, bias_V
     )
     return losses
 
@@ -75,18 +76,18 @@ CHUNK_ELEMENTS = 2**24
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, penalty):  # type: ignore[no-untyped-def]
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+    def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, penalty, bias_V):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[5]
         losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         grad_ND = torch.empty_like(hidden_ND) if wants_hidden and not wants_weight else None
         for rows in _chunks(hidden_ND, weight_VD):
-            loss, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], softcap, penalty)
+            loss, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], softcap, penalty, bias_V)
             losses_N[rows] = loss
             if grad_ND is not None:
                 torch.mm(slope_CV.to(weight_VD.dtype), weight_VD, out=grad_ND[rows])
         ctx.softcap, ctx.penalty = softcap, penalty
         if grad_ND is None:
-            ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
+            ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V)
         else:
             ctx.save_for_backward(grad_ND)
         return losses_N
@@ -95,15 +96,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream_N):  # type: ignore[no-untyped-def]
         if len(ctx.saved_tensors) == 1:
             (grad_ND,) = ctx.saved_tensors
-            return grad_ND * upstream_N[:, None].to(grad_ND.dtype), None, None, None, None
-        hidden_ND, weight_VD, targets_N = ctx.saved_tensors
+            return grad_ND * upstream_N[:, None].to(grad_ND.dtype), None, None, None, None, None
+        hidden_ND, weight_VD, targets_N, bias_V = ctx.saved_tensors
         grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
+        grad_V = None if bias_V is None else torch.zeros_like(bias_V)
         for rows in _chunks(hidden_ND, weight_VD):
-            _, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], ctx.softcap, ctx.penalty)
+            _, slope_CV = _chunk(hidden_ND[rows], weight_VD, targets_N[rows], ctx.softcap, ctx.penalty, bias_V)
             slope_CV = slope_CV.mul_(upstream_N[rows, None]).to(weight_VD.dtype)
             torch.mm(slope_CV, weight_VD, out=grad_ND[rows])
             grad_VD.addmm_(slope_CV.T, hidden_ND[rows])
-        return grad_ND, grad_VD, None, None, None
+            if grad_V is not None:
+                grad_V += slope_CV.sum(0)
+        return grad_ND, grad_VD, None, None, None, grad_V
 
 
 def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
@@ -112,14 +116,19 @@ def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:
 
 
 def _chunk(
-    hidden_CD: torch.Tensor, weight_VD: torch.Tensor, targets_C: torch.Tensor, softcap: float | None, penalty: Penalty
+    hidden_CD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_C: torch.Tensor,
+    softcap: float | None,
+    penalty: Penalty,
+    bias_V: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of a chunk and their derivative by the product before the cap, in float32.
 
     With n = log(sum(exp(z))), p = exp(z - n) and t the target the loss is n - (1 - e) z_t - e mean(z) + c n^2 and its
     derivative p (1 + 2 c n) - (1 - e) [v = t] - e / V.
     """
-    product_CV = F.linear(hidden_CD, weight_VD).float()
+    product_CV = F.linear(hidden_CD, weight_VD, bias_V).float()
     logits_CV = product_CV if softcap is None else softcap * torch.tanh(product_CV / softcap)
     smoothing, z_loss = penalty.label_smoothing, penalty.z_loss
     normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)

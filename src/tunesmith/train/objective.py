@@ -69,5 +69,7 @@ def judged_losses(
         return loss(packed_logits(network, batch), batch.targets, penalty), None
     hidden_ND = packed_hidden(network, batch)[batch.predict_from]
     dtype = working_dtype(hidden_ND)
-    weight_VD = head.weight.to(dtype)
-    return linear_cross_entropy_N(hidden_ND.to(dtype), weight_VD, batch.targets, head.softcap, penalty), None
+    if head.enter is not None:
+        hidden_ND = head.enter(hidden_ND)
+    weight_VD, bias_V = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    return linear_cross_entropy_N(hidden_ND.to(dtype), weight_VD, batch.targets, head.softcap, penalty, bias_V), None
