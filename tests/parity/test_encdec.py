@@ -239,7 +239,7 @@ def test_distances_of_another_row_are_caught(
 ) -> None:
     rows, plain = make_rows(network), twin(network, kind_of(request))
     right = seq2seq._bias_of_longest
-    monkeypatch.setattr(seq2seq, "_bias_of_longest", lambda attention, where: right(attention, where).roll(1, -1))
+    monkeypatch.setattr(seq2seq, "_bias_of_longest", lambda *of: right(*of).roll(1, -1))
     assert gap(network, plain, pack(rows), rows) > 1000 * LARGEST_GAP
 
 

@@ -156,16 +156,16 @@ def _forward_by_rows(
     if segments is not None:
         kwargs["segments"] = segments
         if position_bias is None:
-            position_bias = _bias_of_longest(attention, segments)
+            position_bias = _bias_of_longest(attention, segments, args[0].device)
     return type(attention).forward(attention, *args, position_bias=position_bias, **kwargs)
 
 
-def _bias_of_longest(attention: Any, segments: Segments | Crossing) -> torch.Tensor:
+def _bias_of_longest(attention: Any, segments: Segments | Crossing, device: torch.device) -> torch.Tensor:
     """(1,H,L,L). Cross-attention has no bias of its own; that of its first layer stands in, and is passed over."""
     if not attention.has_relative_attention_bias:
-        return torch.empty(0, device=attention.q.weight.device)
+        return torch.empty(0, device=device)
     longest = (segments.own if isinstance(segments, Crossing) else segments).longest
-    bias: torch.Tensor = attention.compute_bias(longest, longest)
+    bias: torch.Tensor = attention.compute_bias(longest, longest, device=device)
     return bias
 
 
