@@ -261,8 +261,8 @@ class TrainingConfig(DataConfig):
     )
     num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
     num_first_layers: int = Field(2, gt=0, description="first-layers: how many layers are trained.")
-    trained_parameters: Names = Field(
-        (),
+    trained_parameters: Names | None = Field(
+        None,
         description="chosen: patterns for the names of the parameters that are trained, for example layers.0.*,*norm*.",
     )
     bottleneck_size: int = Field(64, gt=0, description="bottleneck, houlsby, parallel: width of each adapter.")

@@ -265,7 +265,7 @@ def test_bottlenecks_go_on_their_own_base_only(folder: Path, tmp_path: Path) -> 
 
 
 def settings(method: str) -> TuneConfig:
-    small = {"num_last_layers": 2, "bottleneck_size": 4, "lora_r": 2, "num_virtual_tokens": 3}
+    small = {"num_last_layers": 2, "bottleneck_size": 4, "lora_r": 2, "trained_parameters": "*.1.*"}
     return TuneConfig.read(given={"model": "m", "data": "d", "method": method, "precision": "fp32"} | small)
 
 

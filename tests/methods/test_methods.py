@@ -46,6 +46,7 @@ CASES = [(kind, task, name) for kind, task in MODELS for name in SAVED]
 
 def config(name: str, **more: Any) -> TuneConfig:
     small = {"num_last_layers": 2, "bottleneck_size": 4, "lora_r": 2, "num_virtual_tokens": 3}
+    small |= {"trained_parameters": "*.1.*"}
     return TuneConfig.read(given={"model": "m", "data": "d", "method": name, "precision": "fp32"} | small | more)
 
 
@@ -185,7 +186,7 @@ def test_switched_off_the_adapter_is_not_there(tmp_path: Path) -> None:
         ("llama", "lora", {"target_modules": "q_prj"}, "has no linear layer called 'q_prj'. It has down_proj"),
         ("llama", "last-layers", {"num_last_layers": 4}, "has 3 layers"),
         ("llama", "first-layers", {"num_first_layers": 4}, "has 3 layers"),
-        ("llama", "chosen", {}, "chosen trains what --trained-parameters names"),
+        ("llama", "chosen", {"trained_parameters": ""}, "chosen trains what --trained-parameters names"),
         ("llama", "chosen", {"trained_parameters": "layers.7.*"}, "has no parameter that fits 'layers.7.*'"),
         ("llama", "c3a", {"method_options": "c3a.block_size=7"}, "c3a cannot be applied to"),
     ],

@@ -11,7 +11,7 @@ from tunesmith.errors import InputError
 from tunesmith.methods.method import REFERENCE_WIDTH, Method
 from tunesmith.models.checkpointing import checkpoint_blocks
 from tunesmith.models.embedding import use_row_gradients
-from tunesmith.models.layers import find_layers, layers_path
+from tunesmith.models.layers import find_layers
 from tunesmith.models.load import Network, settle_precision
 from tunesmith.models.quantized import quantize_base
 from tunesmith.train.optim import Rate
@@ -61,20 +61,13 @@ def find_rates(network: Network, method: Method, config: TrainingConfig) -> Mapp
     epochs later than the last block (the same, section 3.3).
     """
     root = network.model if network.wrapper is None else network.wrapper
-    path, num_layers = layers_path(network.model), len(find_layers(network.model))
+    blocks = find_layers(network.model)
+    depths = {p: len(blocks) - 1 - place for place, block in enumerate(blocks) for p in block.parameters()}
     rates = {}
     for name, parameter in root.named_parameters():
         if parameter.requires_grad:
-            depth = _depth(name, path, num_layers)
+            depth = depths.get(parameter, len(blocks) if "embed" in name else 0)
             rate = Rate(method.rate_of(name) * config.layer_decay**depth, depth * config.gradual_unfreezing)
             if rate != Rate():
                 rates[name] = rate
     return rates
-
-
-def _depth(name: str, path: str, num_layers: int) -> int:
-    """How many blocks stand above a parameter's own; L for embeddings, 0 above the blocks."""
-    _, found, below = name.partition(f"{path}.")
-    if found and below.split(".")[0].isdecimal():
-        return num_layers - 1 - int(below.split(".")[0])
-    return num_layers if "embed" in name else 0
