@@ -75,7 +75,7 @@ def test_same_to_the_bit(kind: str, task: Task, method: str, tmp_path: Path) -> 
     expected = passes(network, batch)
     network = with_dropout(applied(kind, task, method, tmp_path / "twice"))
     num_blocks = checkpoint_blocks(network)
-    assert num_blocks == {"last-layers": 1, "head-only": 0, "chosen": 1, "unilora": 1, "tinylora": 1}.get(method, 3)
+    assert num_blocks == {"last-layers": 1, "head-only": 0, "chosen": 2, "unilora": 1, "tinylora": 1}.get(method, 3)
     assert_equal(passes(network, batch), expected)
 
 

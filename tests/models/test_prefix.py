@@ -29,7 +29,15 @@ CASES += [(kind, "classification") for kind in ENCODERS]
 
 def applied(kind: str, task: Task, method: str, folder: Path, **more: Any) -> Network:
     network = make_network(kind, task, folder)
-    given = {"model": "m", "data": "d", "method": method, "num_last_layers": 1, "num_virtual_tokens": 3, "lora_r": 2}
+    given = {
+        "model": "m",
+        "data": "d",
+        "method": method,
+        "num_last_layers": 1,
+        "num_virtual_tokens": 3,
+        "trained_parameters": "*.1.*",
+        "lora_r": 2,
+    }
     METHODS[method].apply(network, TuneConfig.read(given=given | more))
     network.model.train()  # dropout is 0 in these models
     return network
