@@ -9,6 +9,7 @@ from pathlib import Path
 from tunesmith import assets
 from tunesmith.config import CheckConfig, TokensConfig
 from tunesmith.data.clean import write_clean
+from tunesmith.data.ids import NO_LIMIT
 from tunesmith.data.parts import load_examples
 from tunesmith.data.quality.findings import Finding
 from tunesmith.data.quality.page import write_report
@@ -21,9 +22,6 @@ from tunesmith.errors import InputError
 from tunesmith.models.load import load_tokenizer, resolve_model
 from tunesmith.records import TASKS, Examples
 from tunesmith.tuning import longest_row
-
-# Longer than any row: rows are shown and counted whole.
-NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def reference(network: Network, prompt: Sequence[int], most_new: int = MOST_NEW)
     config = GenerationConfig(
         max_new_tokens=most_new, do_sample=False, eos_token_id=list(stop_token_ids(network.tokenizer)), pad_token_id=0
     )
-    wrapper: Any = network.wrapper if network.wrapper is not None else network.model
+    wrapper: Any = network.root
     ids = torch.tensor([list(prompt)])
     with unpacked(network.model):
         made = wrapper.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)

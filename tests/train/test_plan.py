@@ -91,8 +91,7 @@ def test_an_outline_is_the_network(kind: str, method: str, folders: dict[str, Pa
     ours = outlined(folders[kind], KINDS[kind], config, Pretence(CPU))
 
     def describe(network: Network) -> list[tuple[str, torch.Size, torch.dtype, bool]]:
-        root = network.wrapper if network.wrapper is not None else network.model
-        return [(name, p.shape, p.dtype, p.requires_grad) for name, p in root.named_parameters()]
+        return [(name, p.shape, p.dtype, p.requires_grad) for name, p in network.root.named_parameters()]
 
     assert describe(ours) == describe(theirs)
     assert all(p.untyped_storage().device.type == "meta" for p in ours.model.parameters())

@@ -35,7 +35,7 @@ from tunesmith.data.words import ArrayOfIds, Words, encode_whole
 from tunesmith.errors import InputError
 from tunesmith.records import Conversation, Example, LabelledText, Message, TaggedWords, Target
 
-NO_LIMIT = 2**31 - 1  # longer than any text
+NO_LIMIT = 2**31 - 1  # longer than any row
 TooLong = Literal["refuse", "cut", "skip"]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, TaskType
+from peft import LoraConfig, PeftConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -39,14 +39,16 @@ class Adapter:
     transposed: bool = True
 
     def __call__(self, network: Network, config: TrainingConfig) -> None:
-        if not self.transposed and _has_transposed(network):
+        is_transposed = any(isinstance(module, Conv1D) for module in network.model.modules())
+        if is_transposed and not self.transposed:
             raise InputError(
                 f"{self.name} changes only layers that keep their matrix as (outputs, inputs); those of "
                 f"'{network.source}' keep it the other way round (Conv1D). lora does with both"
             )
         known = {each.name for each in fields(self.kind)}
         chosen = _all_linear(network, config, known) if self.choose is None else self.choose(network, config)
-        given = _common(network) | chosen | dict(self.settings) | _lora_keys(self.kind, config)
+        given = common_keys(network) | {"fan_in_fan_out": is_transposed} | chosen
+        given |= dict(self.settings) | _lora_keys(self.kind, config)
         if self.fit is not None:
             given |= self.fit(_sizes(network, config))
         given |= _options_of(self.name, config)
@@ -67,17 +69,9 @@ OURS = {
 }
 
 
-def _common(network: Network) -> dict[str, Any]:
-    return {
-        "task_type": TaskType.CAUSAL_LM if network.task == "generation" else TaskType.SEQ_CLS,
-        "base_model_name_or_path": network.folder,
-        "modules_to_save": list(network.head_modules) or None,
-        "fan_in_fan_out": _has_transposed(network),
-    }
-
-
-def _has_transposed(network: Network) -> bool:
-    return any(isinstance(module, Conv1D) for module in network.model.modules())
+def common_keys(network: Network) -> dict[str, Any]:
+    """What every configuration of PEFT's is told: which base, and that new heads are saved whole."""
+    return {"base_model_name_or_path": network.folder, "modules_to_save": list(network.head_modules) or None}
 
 
 def _all_linear(network: Network, config: TrainingConfig, known: set[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, PromptEncoderConfig, PromptTuningConfig, PromptTuningInit, TaskType
+from peft import IA3Config, PromptEncoderConfig, PromptTuningConfig, PromptTuningInit
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as IA3_FEED,
 )
@@ -21,7 +21,7 @@ from transformers.activations import ACT2FN
 
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
-from tunesmith.methods.adapters import adapter
+from tunesmith.methods.adapters import adapter, common_keys
 from tunesmith.methods.method import Method, Saving, save_pretrained
 from tunesmith.models.layers import find_layers, find_sublayers, freeze_body, linear_names
 from tunesmith.models.load import Network
@@ -180,14 +180,11 @@ def add_encoded_prompt(network: Network, config: TrainingConfig) -> None:
 def _virtual(network: Network, config: TrainingConfig) -> dict[str, Any]:
     """Sizes are given, because PEFT does not find those of every family."""
     model = network.model.config
-    return {
-        "task_type": TaskType.CAUSAL_LM if network.task == "generation" else TaskType.SEQ_CLS,
+    return common_keys(network) | {
         "num_virtual_tokens": config.num_virtual_tokens,
         "token_dim": getattr(model, "hidden_size", None),
         "num_layers": getattr(model, "num_hidden_layers", None),
         "num_attention_heads": getattr(model, "num_attention_heads", None),
-        "base_model_name_or_path": network.folder,
-        "modules_to_save": list(network.head_modules) or None,
     }
 
 

@@ -14,6 +14,7 @@ from tunesmith.models.embedding import use_row_gradients
 from tunesmith.models.layers import find_layers
 from tunesmith.models.load import Network, settle_precision
 from tunesmith.models.quantized import quantize_base
+from tunesmith.train.loop import trainable
 from tunesmith.train.optim import Rate
 
 
@@ -60,14 +61,10 @@ def find_rates(network: Network, method: Method, config: TrainingConfig) -> Mapp
     (Howard & Ruder 2018, arXiv 1801.06146, section 3.2; Clark et al. 2020). With `gradual_unfreezing` n it begins k n
     epochs later than the last block (the same, section 3.3).
     """
-    root = network.model if network.wrapper is None else network.wrapper
     blocks = find_layers(network.model)
     depths = {p: len(blocks) - 1 - place for place, block in enumerate(blocks) for p in block.parameters()}
     rates = {}
-    for name, parameter in root.named_parameters():
-        if parameter.requires_grad:
-            depth = depths.get(parameter, len(blocks) if "embed" in name else 0)
-            rate = Rate(method.rate_of(name) * config.layer_decay**depth, depth * config.gradual_unfreezing)
-            if rate != Rate():
-                rates[name] = rate
-    return rates
+    for name, parameter in trainable(network):
+        depth = depths.get(parameter, len(blocks) if "embed" in name else 0)
+        rates[name] = Rate(method.rate_of(name) * config.layer_decay**depth, depth * config.gradual_unfreezing)
+    return {name: rate for name, rate in rates.items() if rate != Rate()}

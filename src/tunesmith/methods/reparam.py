@@ -51,12 +51,13 @@ from tunesmith.models.safety import ADAPTER_WEIGHTS
 A, B = "lora_A", "lora_B"
 
 
-def start_inside(name: str, beginning: str, transposed: bool) -> Any:
+def start_inside(name: str, transposed: bool) -> Any:
     """A LoRA that begins as a part of W and not at zero: W = (W - s B0 A0) + s B0 A0.
 
-    PEFT takes the part out of the frozen matrix. B0 and A0 are remembered, because `save_difference` needs them.
+    PEFT knows the beginning by the method's name, and takes the part out of the frozen matrix. B0 and A0 are
+    remembered, because `save_difference` needs them.
     """
-    adapter = Adapter(name, LoraConfig, {"init_lora_weights": beginning}, transposed=transposed)
+    adapter = Adapter(name, LoraConfig, {"init_lora_weights": name}, transposed=transposed)
 
     def apply(network: Network, config: TrainingConfig) -> None:
         adapter(network, config)
@@ -105,7 +106,7 @@ def _starting(name: str, summary: str, paper: str, transposed: bool = True) -> M
     """A LoRA that begins inside the frozen matrices."""
     return replace(
         _row(name, summary, paper, LoraConfig, init_lora_weights=name),
-        apply=start_inside(name, name, transposed),
+        apply=start_inside(name, transposed),
         saving=DIFFERENCE,
         transposed=transposed,
     )

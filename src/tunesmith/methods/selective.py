@@ -20,14 +20,9 @@ from tunesmith.models.load import Network
 
 def train_last_layers(network: Network, config: TrainingConfig) -> None:
     """The last `num_last_layers` blocks, and a final norm above them."""
-    layers = find_layers(network.model)
-    if config.num_last_layers > len(layers):
-        raise InputError(
-            f"num_last_layers is {config.num_last_layers}, but '{network.source}' has {len(layers)} layers"
-        )
+    layers = _at_least(network, "num_last_layers", config.num_last_layers)
     freeze_body(network)
-    for layer in layers[-config.num_last_layers :]:
-        layer.requires_grad_(True)
+    layers[-config.num_last_layers :].requires_grad_(True)
     for _, child in network.body.named_children():
         if is_norm(child):
             child.requires_grad_(True)
@@ -35,14 +30,17 @@ def train_last_layers(network: Network, config: TrainingConfig) -> None:
 
 def train_first_layers(network: Network, config: TrainingConfig) -> None:
     """The first `num_first_layers` blocks, nearest to the words."""
-    layers = find_layers(network.model)
-    if config.num_first_layers > len(layers):
-        raise InputError(
-            f"num_first_layers is {config.num_first_layers}, but '{network.source}' has {len(layers)} layers"
-        )
+    layers = _at_least(network, "num_first_layers", config.num_first_layers)
     freeze_body(network)
-    for layer in layers[: config.num_first_layers]:
-        layer.requires_grad_(True)
+    layers[: config.num_first_layers].requires_grad_(True)
+
+
+def _at_least(network: Network, key: str, wanted: int) -> nn.ModuleList:
+    """All blocks; an InputError when there are fewer than `key` wants."""
+    layers = find_layers(network.model)
+    if wanted > len(layers):
+        raise InputError(f"{key} is {wanted}, but '{network.source}' has {len(layers)} layers")
+    return layers
 
 
 def train_embeddings(network: Network, config: TrainingConfig) -> None:

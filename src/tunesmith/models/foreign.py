@@ -37,7 +37,7 @@ def generate_by_transformers(
     # No row of a decoder is padded: PEFT forgets the positions of rows with virtual tokens, and not every model passes
     # over padding.
     ids, mask = _pad([list(row) for row in prompts], network.tokenizer.pad_token_id, device)
-    wrapper: Any = network.wrapper if network.wrapper is not None else network.model
+    wrapper: Any = network.root
     # Said here, since a model's own generation settings fill in what is not.
     neutral: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     pad = network.tokenizer.pad_token_id

@@ -185,11 +185,11 @@ def refuse_headless(config: PreTrainedConfig, task: Task, name: str) -> None:
         )
 
 
-def type_for_peft(model: PreTrainedModel, otherwise: Any) -> Any:
-    """What PEFT calls the task that a model was made for; `otherwise` where this is no model that judges."""
+def type_for_peft(model: PreTrainedModel) -> TaskType:
+    """What PEFT calls the task that a model was made for: the one it judges for, else writing, from one text or two."""
     name = type(model).__name__
     found = (kind.peft_type for kind in TASK_HEADS.values() if name == kind.architectures.get(model.config.model_type))
-    return next(found, otherwise)
+    return next(found, TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM)
 
 
 def head_settings(task: Task, class_names: Sequence[str]) -> dict[str, Any]:

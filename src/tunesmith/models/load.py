@@ -82,6 +82,11 @@ class Network:
     start: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
+    def root(self) -> nn.Module:
+        """What holds every parameter, by the names that files and logs have: the PEFT model, or the model itself."""
+        return self.model if self.wrapper is None else self.wrapper
+
+    @property
     def body(self) -> PreTrainedModel:
         """The pre-trained part, without the head."""
         return self.model.base_model
@@ -372,7 +377,6 @@ def settle_precision(network: Network, dtype: torch.dtype, trained: torch.dtype 
 
 def count_parameters(network: Network) -> tuple[int, int]:
     """(trainable, all) parameters, shared ones counted once, packed ones (`quantized.py`) as what they stand for."""
-    root = network.wrapper if network.wrapper is not None else network.model
-    parameters = list(root.parameters())
-    num_packed = sum(getattr(module, "num_weights", 0) for module in root.modules())
+    parameters = list(network.root.parameters())
+    num_packed = sum(getattr(module, "num_weights", 0) for module in network.root.modules())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters) + num_packed

@@ -117,9 +117,8 @@ class Pretence:
 
     def place(self, network: Network) -> None:
         """In place of `.to(device)`: meta parameters and buffers become fake ones, tied ones stay tied."""
-        root = network.model if network.wrapper is None else network.wrapper
         known: dict[torch.Tensor, nn.Parameter] = {}
-        for module in (*root.modules(), *network.model.modules()):
+        for module in (*network.root.modules(), *network.model.modules()):
             for name, parameter in module._parameters.items():
                 if parameter is not None and not isinstance(parameter, FakeTensor):
                     if parameter not in known:

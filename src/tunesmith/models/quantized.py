@@ -98,8 +98,7 @@ def quantize_base(network: Network, kind: Quantization) -> None:
     Raises:
         InputError: there are none, or DoRA drops inputs, which only PEFT's own code does and for whole matrices.
     """
-    root = network.model if network.wrapper is None else network.wrapper
-    layers = [module for module in root.modules() if isinstance(module, LoraLinear)]
+    layers = [module for module in network.root.modules() if isinstance(module, LoraLinear)]
     if not layers:
         raise InputError("quantization is for matrices that stay frozen beside what is trained: take lora or dora")
     for layer in layers:
@@ -113,8 +112,7 @@ def quantize_base(network: Network, kind: Quantization) -> None:
 
 def unpack_base(network: Network) -> None:
     """Whole matrices again, of the values that the packed ones stand for."""
-    root = network.model if network.wrapper is None else network.wrapper
-    for layer in root.modules():
+    for layer in network.root.modules():
         if isinstance(layer, LoraLinear) and hasattr(base := layer.get_base_layer(), PACKED):
             whole = getattr(base, PACKED).read(torch.float32)
             base.weight = nn.Parameter(whole.T if isinstance(base, Conv1D) else whole, requires_grad=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
@@ -50,8 +50,7 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> Any:
             "virtual tokens are put before one row of tokens, and an encoder-decoder reads two. Take lora, "
             "bottleneck or bitfit"
         )
-    two_sided = TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else config.task_type
-    config.task_type = type_for_peft(model, two_sided)
+    config.task_type = type_for_peft(model)
     with _quietly():
         return get_peft_model(model, config)
 

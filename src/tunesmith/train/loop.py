@@ -62,8 +62,7 @@ class Watch:
 
 def trainable(network: Network) -> list[tuple[str, nn.Parameter]]:
     """Name and tensor of everything that requires a gradient."""
-    root = network.wrapper if network.wrapper is not None else network.model
-    return [(name, parameter) for name, parameter in root.named_parameters() if parameter.requires_grad]
+    return [(name, parameter) for name, parameter in network.root.named_parameters() if parameter.requires_grad]
 
 
 def fit(
