@@ -15,13 +15,14 @@ from tests.models.test_checkpointing import with_dropout
 from tests.parity.test_encdec import gap, make_rows, packed_loss, twin
 from tests.parity.test_packed import gradients
 from tests.parity.tiny import VOCABULARY, make_model, make_network, make_tokenizer
-from tunesmith.config import CompareConfig, PlanConfig, TuneConfig
+from tunesmith.config import CompareConfig, ExportConfig, PlanConfig, TuneConfig
 from tunesmith.data.pack import pack
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation.predict import predict_file
 from tunesmith.evaluation.systems import run_baseline
 from tunesmith.evaluation.tasks import evaluate, predict_texts
+from tunesmith.export import export
 from tunesmith.models import embedding
 from tunesmith.models.attention import unpacked
 from tunesmith.models.checkpointing import checkpoint_blocks
@@ -83,6 +84,20 @@ def test_plain_peft_loads_the_adapter(kind: str, data: str, tmp_path: Path) -> N
     inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 8]])}
     with torch.no_grad(), unpacked(run.network.model):
         torch.testing.assert_close(plain(**inputs).logits, run.network.model(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merged_run_says_what_the_run_said(kind: str, data: str, tmp_path: Path) -> None:
+    base = saved(kind, tmp_path / "model")
+    run = tune(config(base, data, tmp_path / "run", method="lora", learning_rate=0.1), quiet=True)
+    with unpacked(run.network.model):
+        inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 8]])}
+        before = run.network.model.eval()(**inputs).logits.detach()
+    found = export(ExportConfig.read(given={"runs": [tmp_path / "run"], "output": tmp_path / "merged"}))
+    assert found.gap is not None
+    assert found.gap < 1e-5
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(plain(**inputs).logits, before, atol=1e-4, rtol=1e-4)
 
 
 def test_a_tuned_model_has_learned(data: str, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from tunesmith import export as stage
 from tunesmith.config import ExportConfig, TuneConfig
 from tunesmith.data.pack import pack
 from tunesmith.errors import InputError
+from tunesmith.methods.table import METHODS
 from tunesmith.models import blend
+from tunesmith.models.load import load_network
 from tunesmith.models.packed import packed_logits
 from tunesmith.runs.run import Run
 from tunesmith.tuning import tune
@@ -76,6 +78,21 @@ def test_a_merged_model_says_what_the_run_said(
     assert_says_the_same(run, tmp_path / "merged", task)
     assert not (tmp_path / "merged/adapter_config.json").exists()
     assert (tmp_path / "merged/tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "bottleneck", "prompt"])
+def test_an_adapter_alone_is_the_run_s_adapter(method: str, tmp_path: Path) -> None:
+    """Put on the base again it says what the run says; of the run's own records nothing goes along."""
+    run = make_run("llama", "generation", method, tmp_path)
+    export(run, output=tmp_path / "adapter", to="adapter")
+    network = load_network(str(tmp_path / "base-llama"), "generation")
+    METHODS[method].saving.restore(network, tmp_path / "adapter")  # type: ignore[misc]
+    network.model.eval()
+    batch = pack(tokenized(run.network, "generation"), run.network.num_virtual)
+    torch.testing.assert_close(packed_logits(network, batch), packed_logits(Run.open(run.folder).network, batch))
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert "tokenizer.json" in names
+    assert not names & {"config.yaml", "manifest.json", "metrics.jsonl", "inputs.json", "split.json", "checkpoints"}
 
 
 def test_a_merge_that_went_wrong_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,25 +6,27 @@ the changes of several runs put together. That the merged model says what the ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tunesmith.config import ExportConfig
 from tunesmith.data.pack import pack
+from tunesmith.data.sides import find_sides
 from tunesmith.errors import InputError
-from tunesmith.methods.method import Method
+from tunesmith.methods.method import Method, save_pretrained
 from tunesmith.methods.table import METHODS
 from tunesmith.models.blend import COMBINATIONS
-from tunesmith.models.load import Network, load_network, quietly
+from tunesmith.models.load import Network, load_network
 from tunesmith.models.packed import packed_logits
 from tunesmith.models.quantized import unpack_base
 from tunesmith.models.wrap import unwrap_merged
 from tunesmith.records import TokenizedExample
-from tunesmith.runs.run import Run
+from tunesmith.runs.run import Run, refuse_damaged
 from tunesmith.storage import appearing, check_space, explained
 
 # Rows of drawn tokens on which a merged model is compared with the run, and how far apart their logits may be.
@@ -75,14 +77,15 @@ def _method(run: Run) -> Method:
 
 
 def _export_adapter(runs: Sequence[Run], output: Path) -> Exported:
+    """The run's own files, without its records: they are the adapter as it was saved."""
     if len(runs) > 1 or _method(runs[0]).saving.whole:
         raise InputError("--to adapter takes one run whose files are an adapter; this is --to merged")
-    network, method = runs[0].network, _method(runs[0])
-    with appearing(output) as partial:
-        method.saving.save(network, partial)
-        network.tokenizer.save_pretrained(partial)
-        (partial / "README.md").unlink(missing_ok=True)
-    return Exported(output, "adapter", None, sum(p.numel() for p in network.model.parameters()))
+    run = runs[0]
+    refuse_damaged(run)
+    with _filling(output, sum((run.folder / name).stat().st_size for name in run.model_files)) as partial:
+        for name in run.model_files:
+            shutil.copyfile(run.folder / name, partial / name)
+    return Exported(output, "adapter", None, run.manifest["total_parameters"])
 
 
 def _refuse_unmergeable(run: Run) -> None:
@@ -98,7 +101,7 @@ def _merge(run: Run) -> tuple[Network, torch.Tensor]:
     """The run's network with its adapter in the base's weights, in float32, and what the run said before."""
     network = run.network
     unpack_base(network)
-    move_to_float32(network)
+    network.root.float()
     before = _logits(network)
     if _method(run).merges:
         network.model = network.wrapper = unwrap_merged(network.wrapper)  # type: ignore[arg-type]
@@ -111,24 +114,23 @@ def _merge(run: Run) -> tuple[Network, torch.Tensor]:
     return network, before
 
 
-def move_to_float32(network: Network) -> None:
-    root = network.model if network.wrapper is None else network.wrapper
-    root.float()
-
-
 def find_gap(logits: torch.Tensor, before: torch.Tensor) -> float:
     """The largest difference, as a share of the largest logit."""
     return float((logits - before).abs().max() / before.abs().max())
 
 
 def _probes(network: Network) -> list[TokenizedExample]:
+    """Of an encoder-decoder the second half of each row is its target."""
+    sides = find_sides(network.tokenizer)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for index, length in enumerate(PROBES):
         ids = torch.randint(len(network.tokenizer), (length,), generator=generator).tolist()
         tags = (0,) * length if network.task == "token-classification" else None
-        trained = tuple(tags is not None or network.task == "generation" for _ in range(length))
-        rows.append(TokenizedExample(tuple(ids), trained, tags, 0, index))
+        first = length // 2 if sides is not None else 0
+        trained = tuple((tags is not None or network.task == "generation") and at >= first for at in range(length))
+        start = None if sides is None else sides.start
+        rows.append(TokenizedExample(tuple(ids), trained, tags, 0, index, start=start))
     return rows
 
 
@@ -180,10 +182,15 @@ def _load_base(runs: Sequence[Run]) -> Network:
 
 
 def _write(network: Network, output: Path) -> None:
-    model: Any = network.model
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_space(output.parent, size, "the merged model")
-    with explained("The merged model", output), appearing(output) as partial, quietly():
-        model.save_pretrained(partial)
+    with _filling(output, sum(p.numel() * p.element_size() for p in network.model.parameters())) as partial:
+        save_pretrained(network, partial)
         network.tokenizer.save_pretrained(partial)
+
+
+@contextmanager
+def _filling(output: Path, size: int) -> Iterator[Path]:
+    """A folder that becomes `output` when it holds `size` bytes and more, or an InputError that says why not."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_space(output.parent, size, "the exported model")
+    with explained("The exported model", output), appearing(output) as partial:
+        yield partial

@@ -32,6 +32,7 @@ METRICS = "metrics.jsonl"
 SPLIT = "split.json"
 CHECKPOINTS = "checkpoints"
 FROZEN = "frozen-states"
+RECORDS = (MANIFEST, CONFIG, INPUTS, METRICS, SPLIT)
 LOCK, OWNER = ".lock", ".owner.json"
 
 Content = Literal["nothing", "files", "interrupted run", "finished run"]

@@ -13,7 +13,7 @@ from tunesmith.methods.table import METHODS
 from tunesmith.models.load import Network, load_network, load_tokenizer
 from tunesmith.models.quantized import quantize_base
 from tunesmith.models.safety import refuse_foreign
-from tunesmith.runs.folder import CHECKPOINTS, MANIFEST, METRICS, how_to_go_on, look
+from tunesmith.runs.folder import CHECKPOINTS, MANIFEST, METRICS, RECORDS, how_to_go_on, look
 from tunesmith.runtime import choose_device
 from tunesmith.storage import find_damage
 
@@ -53,6 +53,11 @@ class Run:
         outcome: Mapping[str, Any] = self.manifest["outcome"]
         return outcome
 
+    @property
+    def model_files(self) -> list[str]:
+        """Names of the files at the run's root that others load: model or adapter, and tokenizer."""
+        return [name for name in self.manifest["files"] if "/" not in name and name not in RECORDS]
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
@@ -76,6 +81,12 @@ def find_damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return find_damage(folder, own)
 
 
+def refuse_damaged(run: Run) -> None:
+    damage = find_damaged_files(run.folder, run.manifest)
+    if damage:
+        raise InputError(f"{damage[0]}. Changed since the run was saved: see tunesmith doctor {run.folder}")
+
+
 def load_run(run: Run) -> Network:
     """The tuned network of a run folder, ready to predict on the best device.
 
@@ -83,9 +94,7 @@ def load_run(run: Run) -> Network:
         InputError: the base model is gone or another one, or files do not match the manifest.
     """
     manifest = run.manifest
-    damage = find_damaged_files(run.folder, manifest)
-    if damage:
-        raise InputError(f"{damage[0]}. Changed since the run was saved: see tunesmith doctor {run.folder}")
+    refuse_damaged(run)
     saving = METHODS[manifest["method"]].saving
     base = str(run.folder) if saving.restore is None else manifest["parent"]["name"]
     network = load_network(base, manifest["task"], manifest["class_names"])
