@@ -31,7 +31,7 @@ from tunesmith.errors import InputError
 from tunesmith.forecasting import Target, foresee
 from tunesmith.methods.apply import default_learning_rate, find_rates, put_under
 from tunesmith.methods.method import Method
-from tunesmith.methods.table import choose_methods
+from tunesmith.methods.table import choose_methods, find_method
 from tunesmith.models.load import (
     Network,
     count_parameters,
@@ -228,7 +228,7 @@ def _foresee(
 def find_max_length(config: DataConfig) -> int:
     """The longest row in tokens: the model's limit, less what virtual tokens take, or what is asked for."""
     limit = longest_row(config.model)
-    if isinstance(config, TuneConfig) and config.method == "prompt":
+    if isinstance(config, TuneConfig) and find_method(config.method).virtual:
         limit -= config.num_virtual_tokens
     if config.max_length is None:
         return limit

@@ -36,7 +36,7 @@ from tunesmith.train.loop import set_learning_rate, trainable
 from tunesmith.train.objective import judged_losses
 from tunesmith.train.optim import Rate, make_optimizer
 from tunesmith.train.step import Plan
-from tunesmith.tuning import tune
+from tunesmith.tuning import find_max_length, tune
 
 MODELS = [("bert", "classification"), ("llama", "generation"), ("gpt2", "generation")]
 # One method for each way to save; every method on every kind of model is in the matrix.
@@ -212,6 +212,22 @@ def test_an_option_for_nobody_is_an_error(option: str, words: str) -> None:
     with pytest.raises(InputError) as caught:
         choose_methods(["full", "vera"], {"vera.r": 8, option: 1})
     assert words in str(caught.value)
+
+
+def test_virtual_tokens_take_places_of_a_row(tmp_path: Path) -> None:
+    base = str(save_base("llama", "generation", tmp_path))
+    longest = {name: find_max_length(config(name, model=base)) for name in METHODS}
+    assert {name for name, length in longest.items() if length == 64 - 3} == {"prompt", "p-tuning"}
+    assert set(longest.values()) == {64, 64 - 3}
+
+
+def test_attention_is_found_inside_of_sublayers(tmp_path: Path) -> None:
+    """T5 keeps attention, and the norm before it, in a part of a block."""
+    network = applied("t5", "generation", "attention", tmp_path)
+    names = [name for name, _ in trainable(network)]
+    reading, writing = network.model.config.num_layers, network.model.config.num_decoder_layers
+    assert len(names) == 4 * reading + 8 * writing + 2, "four matrices of each attention, two tables of distances"
+    assert all(".SelfAttention." in name or ".EncDecAttention." in name for name in names)
 
 
 def test_learning_rates_fall_with_the_width(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ ROWS = (
         PROMPT,
         by_width=False,
         starts_equal=False,
+        virtual=True,
     ),
     Method(
         "p-tuning",
@@ -255,6 +256,7 @@ ROWS = (
         PROMPT,
         by_width=False,
         starts_equal=False,
+        virtual=True,
     ),
     adapter(
         "additive",

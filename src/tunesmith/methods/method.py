@@ -56,7 +56,8 @@ class Method:
     `settings` are those in which a method of PEFT's is not as PEFT has it; `merges` says that its adapter can become
     part of the base model's own weights; `starts_equal` that the model is as it was before the first step;
     `transposed` that GPT-2's linear layers (Conv1D), which keep their matrix the other way round, will do;
-    `foreseen` that it can be planned without weights. `options` are the keys that it takes as `method_options`.
+    `foreseen` that it can be planned without weights; `virtual` that `num_virtual_tokens` stand before each row.
+    `options` are the keys that it takes as `method_options`.
     """
 
     name: str
@@ -73,4 +74,5 @@ class Method:
     starts_equal: bool = True
     transposed: bool = True
     foreseen: bool = True
+    virtual: bool = False
     options: frozenset[str] = frozenset()

@@ -53,9 +53,9 @@ def train_attention(network: Network, config: TrainingConfig) -> None:
     """Everything within the attention layers (Touvron et al. 2022, arXiv 2203.09795)."""
     freeze_body(network)
     for layer in find_layers(network.model):
-        for name, child in layer.named_children():
-            if is_attention(name):
-                child.requires_grad_(True)
+        for name, part in layer.named_modules():
+            if is_attention(name.rpartition(".")[2]):
+                part.requires_grad_(True)
 
 
 def train_chosen(network: Network, config: TrainingConfig) -> None:

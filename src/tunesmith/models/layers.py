@@ -68,7 +68,7 @@ MOST_IN_FEED_FORWARD = 3  # a gate, up and down
 
 
 def is_attention(name: str) -> bool:
-    """A block's child by its name: attention, attn, self_attn."""
+    """A part of a block by its own name: attention, attn, self_attn, SelfAttention."""
     return "att" in name.lower() and "norm" not in name.lower()
 
 
