@@ -10,6 +10,7 @@ import json
 import pickle
 import shutil
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.parity.tiny import make_model, make_tokenizer
 
 from tunesmith.errors import InputError
-from tunesmith.models.wrap import wrap
 
 WEIGHTS = "model.safetensors"
 
@@ -62,7 +62,9 @@ def save_adapter(folder: Path, base: Path, **more: Any) -> Path:
     """A LoRA adapter as plain PEFT saves it, with weights that change something."""
     torch.manual_seed(1)
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    model = wrap(make_model("llama", "generation"), config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = get_peft_model(make_model("llama", "generation"), config)
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     edit(folder / "adapter_config.json", base_model_name_or_path=str(base), **more)
