@@ -107,16 +107,21 @@ def test_without_the_adapter_the_packed_layer_serves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_comes_back_as_it_was_trained(kind: Quantization, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_comes_back_as_it_was_trained(kind: Quantization, precision: str, tmp_path: Path) -> None:
     make_base("llama", "generation", tmp_path / "llama")
     make_rows("generation", tmp_path / "rows.jsonl")
     given = {"model": tmp_path / "llama", "data": tmp_path / "rows.jsonl", "method": "lora", "output": tmp_path / "run"}
-    run = tune(TuneConfig.read(given={k: str(v) for k, v in given.items()} | {"quantization": kind}), quiet=True)
+    settings = {"quantization": kind, "precision": precision}
+    run = tune(TuneConfig.read(given={k: str(v) for k, v in given.items()} | settings), quiet=True)
     rows = test_packed.make_rows("generation")
     again = Run.open(run.folder).network
-    assert all(PACKED in dict(layer.get_base_layer().named_children()) for layer in layers_of(again))
-    found, expected = (validate(one, rows, torch.float32).losses for one in (again, run.network))
-    np.testing.assert_array_equal(found, expected)
+    for ours, theirs in zip(layers_of(again), layers_of(run.network), strict=True):
+        found, expected = (getattr(layer.get_base_layer(), PACKED).read(torch.float32) for layer in (ours, theirs))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    if precision == "fp32":  # in bf16 what else is frozen is rounded while it trains
+        losses = [validate(one, rows, torch.float32).losses for one in (again, run.network)]
+        np.testing.assert_array_equal(*losses)
     first, last = run.outcome["curve"][0], run.outcome["curve"][-1]
     assert last["validation_loss"] < first["validation_loss"]
 

@@ -5,6 +5,7 @@ own profiler, and the rest of a deep network from two shallow ones.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,6 +34,7 @@ from tunesmith.train.objective import judged_losses
 from tunesmith.train.optim import make_optimizer
 from tunesmith.train.plan import Needs, Rows, find_needs, forecast
 from tunesmith.train.step import Plan, accumulate
+from tunesmith.train.trace import Operation, Spec, Work
 
 CPU = torch.device("cpu")
 ROWS = 8
@@ -221,6 +223,21 @@ def test_a_clock_remembers_and_outlives_a_damaged_file(tmp_path: Path, folders: 
     file.write_text("{")
     assert Clock(CPU, 0.0, file).seconds(work) > 0
     assert DataSheet(1e15, 1e12, 0.5).seconds(work) < first
+
+
+def test_what_a_kernel_refuses_is_guessed(tmp_path: Path) -> None:
+    """A float32 norm of bfloat16 numbers, as torch pretends it to be: its moments, mean and rstd, are of a wrong type."""
+    x, moments, weight = (
+        Spec((4, 8), (8, 1), torch.bfloat16),
+        Spec((4, 1), (1, 1), torch.bfloat16),
+        Spec((8,), (1,), torch.float32),
+    )
+    func = torch.ops.aten.native_layer_norm_backward.default
+    backward = Operation(func, (x, x, [8], moments, moments, weight, weight, [True] * 3), {}, flops=0, num_bytes=10**6)
+    clock = Clock(CPU, 10.0, tmp_path / "clock.json")
+    assert clock.seconds(Work(Counter(["norm"]), {"norm": backward})) > 0
+    clock.save()
+    assert "native_layer_norm" not in (tmp_path / "clock.json").read_text()
 
 
 @pytest.mark.parametrize(("method", "largest"), [("full", 1.0), ("lora", 0.8)])

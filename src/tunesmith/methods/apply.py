@@ -37,9 +37,9 @@ def put_under(
             f"l2_sp holds pretrained weights near to where they began, and {method.name} trains none of them; "
             "weight_decay does the like for new ones"
         )
-    settle_precision(network, dtype, getattr(torch, config.weights_dtype))
-    if config.quantization is not None:
+    if config.quantization is not None:  # of the weights as they were read: so does whoever opens the run
         quantize_base(network, config.quantization)
+    settle_precision(network, dtype, getattr(torch, config.weights_dtype))
     place(network)
     use_row_gradients(network.model)
     if config.gradient_checkpointing:
