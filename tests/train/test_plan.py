@@ -226,7 +226,7 @@ def test_a_clock_remembers_and_outlives_a_damaged_file(tmp_path: Path, folders: 
 
 
 def test_what_a_kernel_refuses_is_guessed(tmp_path: Path) -> None:
-    """A float32 norm of bfloat16 numbers, as torch pretends it to be: its moments, mean and rstd, are of a wrong type."""
+    """A float32 norm of bfloat16 numbers as torch pretends it: its moments (mean and rstd) are of a wrong type."""
     x, moments, weight = (
         Spec((4, 8), (8, 1), torch.bfloat16),
         Spec((4, 1), (1, 1), torch.bfloat16),
