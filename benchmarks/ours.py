@@ -14,11 +14,11 @@ def adopt(network: Any, adapter: Path) -> None:
     """Puts the LoRA adapter of a folder on a network, to be trained on."""
     from peft import PeftModel
 
-    from tunesmith.methods.reparam import adopt_lora
+    from tunesmith.methods import adapters
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adopt_lora(network, PeftModel.from_pretrained(network.model, adapter, is_trainable=True))
+        adapters.adopt(network, PeftModel.from_pretrained(network.model, adapter, is_trainable=True))
 
 
 def train(
