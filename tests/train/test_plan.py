@@ -99,7 +99,7 @@ def test_an_outline_is_the_network(kind: str, method: str, folders: dict[str, Pa
     assert all(p.untyped_storage().device.type == "meta" for p in ours.model.parameters())
 
 
-ONCE = [("llama", method, False) for method in ("full", "last-layers", "prompt", "lora")]
+ONCE = [("llama", method, False) for method in ("full", "last-layers", "prompt", "prefix", "lora")]
 ONCE += [("bert", method, False) for method in ("bitfit", "bottleneck", "lora", "head-only")]
 TWICE = [("llama", "lora", True), ("bert", "full", True)]
 

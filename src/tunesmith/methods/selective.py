@@ -14,7 +14,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError, nearest
 from tunesmith.methods.adapters import Sizes, adapter
 from tunesmith.methods.method import Method
-from tunesmith.models.layers import find_layers, freeze_body, is_attention, is_norm
+from tunesmith.models.layers import find_layers, freeze_body, is_attention, is_cross_attention, is_norm
 from tunesmith.models.load import Network
 
 
@@ -51,11 +51,29 @@ def train_embeddings(network: Network, config: TrainingConfig) -> None:
 
 def train_attention(network: Network, config: TrainingConfig) -> None:
     """Everything within the attention layers (Touvron et al. 2022, arXiv 2203.09795)."""
+    _train_parts(network, is_attention)
+
+
+def train_cross_attention(network: Network, config: TrainingConfig) -> None:
+    """Only where a decoder reads its encoder (Gheini et al. 2021, arXiv 2104.08771)."""
+    if not _train_parts(network, is_cross_attention):
+        raise InputError(
+            f"cross-attention: '{network.source}' has none, as only an encoder-decoder has. Take attention"
+        )
+
+
+def _train_parts(network: Network, wanted: Callable[[str], bool]) -> int:
+    """Parts of the blocks, by their own name; returns how many there are."""
     freeze_body(network)
-    for layer in find_layers(network.model):
-        for name, part in layer.named_modules():
-            if is_attention(name.rpartition(".")[2]):
-                part.requires_grad_(True)
+    parts = [
+        part
+        for layer in find_layers(network.model)
+        for name, part in layer.named_modules()
+        if wanted(name.rpartition(".")[2])
+    ]
+    for part in parts:
+        part.requires_grad_(True)
+    return len(parts)
 
 
 def train_chosen(network: Network, config: TrainingConfig) -> None:
@@ -142,6 +160,14 @@ ROWS = (
         "Touvron et al. 2022, arXiv 2203.09795",
         (1.5e-4, 3e-4),
         train_attention,
+    ),
+    Method(
+        "cross-attention",
+        "selective",
+        "where a decoder reads its encoder",
+        "Gheini et al. 2021, arXiv 2104.08771",
+        (1.5e-4, 3e-4),
+        train_cross_attention,
     ),
     Method("embeddings", "selective", "the words' vectors", "", (7.5e-4, 7.5e-4), train_embeddings),
     Method(
