@@ -190,6 +190,8 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     network = load_network(config.model, task, parts.train.class_names)
     use_prefix(network.tokenizer, config.source_prefix)
     put_under(network, method, config, dtype, partial(move, device=device))
+    if method.inform is not None:
+        method.inform(network, config, train, dtype)
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     rates = find_rates(network, method, config)
     plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates)
