@@ -256,6 +256,7 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         batch_size=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
         optim=config.optim,
+        galore_rank=config.galore_rank,
         weight_decay=config.weight_decay,
         l2_sp=config.l2_sp,
         penalty=Penalty(config.label_smoothing_factor, config.z_loss),
