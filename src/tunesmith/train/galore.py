@@ -20,8 +20,8 @@ class GaLore(torch.optim.Optimizer):
     P = the first R left singular vectors of G, chosen anew every INTERVAL steps
     W <- W - lr (decay W + P adam(P^T G))
 
-    with Adam's moments kept for P^T G (R, M) alone; the paper's factor alpha is left to the learning rate. Vectors, and matrices with N <= R, are plain AdamW's. A weight's
-    state is plain tensors: `step`, `exp_avg`, `exp_avg_sq`, and `basis` P.
+    with Adam's moments kept for P^T G (R, M) alone; the paper's factor alpha is left to the learning rate. Vectors, and
+    matrices with N <= R, are plain AdamW's. A weight's state is plain tensors: `step`, `exp_avg`, `exp_avg_sq`, `basis`.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
