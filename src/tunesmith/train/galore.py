@@ -21,7 +21,8 @@ class GaLore(torch.optim.Optimizer):
     W <- W - lr (decay W + P adam(P^T G))
 
     with Adam's moments kept for P^T G (R, M) alone; the paper's factor alpha is left to the learning rate. Vectors, and
-    matrices with N <= R, are plain AdamW's. A weight's state is plain tensors: `step`, `exp_avg`, `exp_avg_sq`, `basis`.
+    matrices with N <= R, are plain AdamW's. A weight's state is plain tensors: `step`, `exp_avg`, `exp_avg_sq`, and
+    `basis`, which is P.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
