@@ -19,9 +19,9 @@ from tunesmith.assets import dataset_file
 
 Row = dict[str, Any]
 ENCODER = {"model": "minilm-l6", "methods": ["full", "lora", "parallel"], "lora_r": 4, "num_train_epochs": 4}
-ENCODER |= {"max_train_samples": 2000, "max_validation_samples": 300, "max_test_samples": 1000}
+ENCODER |= {"max_train_samples": 1000, "max_validation_samples": 200, "max_test_samples": 1000}
 WRITER = {"model": "smollm2-135m-instruct", "methods": ["full", "lora"], "baselines": ["zero-shot"]}
-WRITER |= {"max_validation_samples": 32, "max_test_samples": 64, "max_generated": 64}
+WRITER |= {"max_train_samples": 240, "max_validation_samples": 32, "max_test_samples": 64, "max_generated": 64}
 
 
 def one_tactic(rows: Sequence[Row]) -> list[Row]:
@@ -67,7 +67,10 @@ def as_markdown(systems: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"| | {' | '.join(names)} | trained | seconds | peak MB |", "|---" * (len(names) + 4) + "|"]
     for one in systems:
         values = [one["metrics"].get(name) for name in names]
-        cells = ["" if v is None else f"{v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in values]
+        cells = [
+            "" if v is None or v["value"] is None else f"{v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
+            for v in values
+        ]
         share = one["trainable_parameters"] / one["total_parameters"] if one["total_parameters"] else 0
         cells += [
             f"{share:.2%}" if share else "",

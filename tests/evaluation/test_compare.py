@@ -20,7 +20,8 @@ import tunesmith
 from tunesmith.config import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.compare import Comparison, compare
-from tunesmith.evaluation.metrics import Predictions, paired_difference
+from tunesmith.evaluation.metrics import paired_difference
+from tunesmith.evaluation.predictions import Predictions
 
 
 @pytest.fixture(scope="module")

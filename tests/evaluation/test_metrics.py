@@ -8,12 +8,15 @@ import time
 
 import numpy as np
 import pytest
+import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
 from sklearn import metrics as reference
 
 from tunesmith.errors import InputError
-from tunesmith.evaluation.metrics import METRICS, Predictions, entities, paired_difference, score
+from tunesmith.evaluation.metrics import METRICS, paired_difference, score
+from tunesmith.evaluation.predictions import Predictions
+from tunesmith.evaluation.tags import entities
 from tunesmith.records import TASKS
 from tunesmith.storage import to_plain
 
@@ -69,8 +72,57 @@ def test_classification_equals_scikit_learn() -> None:
         {
             "accuracy": reference.accuracy_score(made.targets, made.outputs),
             "macro_f1": reference.f1_score(made.targets, made.outputs, average="macro"),
+            "mcc": reference.matthews_corrcoef(made.targets, made.outputs),
         }
     )
+
+
+def test_probabilities_are_judged_as_scikit_learn_judges_them() -> None:
+    """Brier's score; and the calibration error by a plain loop over bins."""
+    rng, made = np.random.default_rng(3), make_classes()
+    chances = rng.dirichlet(np.ones(4), len(made))
+    made = Predictions("classification", made.targets, chances.argmax(1), probabilities=chances)
+    found = values(made)
+    assert found["brier"] == pytest.approx(((np.eye(4)[made.targets] - chances) ** 2).sum(1).mean())
+    assert found["brier"] == pytest.approx(
+        reference.brier_score_loss(made.targets, chances, labels=range(4), scale_by_half=False)
+    )
+    confident, right, gap = chances.max(1), chances.argmax(1) == made.targets, 0.0
+    for low in np.arange(15) / 15:
+        inside = (confident >= low) & (confident < low + 1 / 15)
+        if inside.any():
+            gap += inside.mean() * abs(right[inside].mean() - confident[inside].mean())
+    assert found["ece"] == pytest.approx(gap)
+
+
+def test_answers_are_counted_as_by_others() -> None:
+    """sacrebleu's corpus and rouge-score's numbers; SQuAD's by hand."""
+    references = ["The cat sat on the mat.", "A dog barked loudly at night!", "yes"]
+    answers = ["the cat sat on mat", "a dog a dog a dog barked", "Yes."]
+    found = values(Predictions("generation", references, answers, finished=[True, False, True]))
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score)
+    one_by_one = [sacrebleu.sentence_chrf(one, [other]).score for one, other in zip(answers, references, strict=True)]
+    assert found["chrf"] == pytest.approx(np.mean(one_by_one))
+    scorer = RougeScorer(["rouge1", "rouge2"], use_stemmer=True)
+    scored = [scorer.score(one, other) for one, other in zip(references, answers, strict=True)]
+    assert found["rouge_1"] == pytest.approx(np.mean([one["rouge1"].fmeasure for one in scored]))
+    assert found["rouge_2"] == pytest.approx(np.mean([one["rouge2"].fmeasure for one in scored]))
+    # Without articles: "cat sat on mat" both; "dog barked loudly at night" and "dog dog dog barked"; "yes" both.
+    assert found["exact_match"] == pytest.approx(2 / 3)
+    assert found["token_f1"] == pytest.approx((1 + 2 * 2 / (5 + 4) + 1) / 3)
+    assert found["length_ratio"] == pytest.approx((5 + 7 + 1) / (6 + 6 + 1))
+    assert found["unfinished"] == pytest.approx(1 / 3)
+
+
+def test_a_loss_in_bits_per_byte() -> None:
+    made = Predictions("generation", ["aé", "b"], [None, None], np.array([2.0, 1.0]), np.array([1, 1]))
+    assert values(made)["bits_per_byte"] == pytest.approx(3 / math.log(2) / 4)
+
+
+def test_answers_that_repeat_or_say_nothing() -> None:
+    said = ["", "a b c d " * 3, "a b c d " * 2]
+    found = values(Predictions("generation", ["x", "x", "x"], said))
+    assert found["empty"] == found["repeated"] == pytest.approx(1 / 3)
 
 
 def test_multi_label_equals_scikit_learn() -> None:
@@ -175,8 +227,11 @@ def test_loss_weighs_tokens_not_rows() -> None:
 
 def test_metrics_without_material_are_left_out() -> None:
     silent = Predictions("generation", ["a", "b"], [None, None], np.array([1.0, 2.0]), np.array([1, 2]))
-    assert set(score(silent, resamples=2).metrics) == {"loss", "perplexity"}
-    assert set(score(Predictions("generation", ["a", "b"], ["a", "c"]), resamples=2).metrics) == {"rouge_l"}
+    assert set(score(silent, resamples=2).metrics) == {"loss", "perplexity", "bits_per_byte"}
+    answered = set(score(Predictions("generation", ["a", "b"], ["a", "c"]), resamples=2).metrics)
+    assert "rouge_l" in answered
+    assert not answered & {"loss", "perplexity", "bits_per_byte", "unfinished"}
+    assert not set(score(make_classes(), resamples=2).metrics) & {"ece", "brier"}
 
 
 def test_a_constant_output_has_no_correlation_and_does_not_crash() -> None:

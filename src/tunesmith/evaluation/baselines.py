@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tunesmith.errors import InputError, nearest
-from tunesmith.evaluation.metrics import Predictions
+from tunesmith.evaluation.predictions import Predictions
 from tunesmith.records import Conversation, Examples, LabelledText, Split, TaggedWords, Task
 
 Features = Callable[[list[LabelledText]], Any]
@@ -169,7 +169,16 @@ def _fit_predict(parts: Split, features: Features, models: list[Any]) -> Predict
         fitted = [clone(model).fit(train, _targets(parts.train)) for model in models]
     best = max(fitted, key=lambda model: _quality(model, validation, parts.validation))
     task = parts.test.task
-    return Predictions(task, _targets(parts.test), best.predict(test))
+    chances = _every_class(best, test, len(parts.test.class_names)) if task == "classification" else None
+    return Predictions(task, _targets(parts.test), best.predict(test), probabilities=chances)
+
+
+def _every_class(model: Any, features: Any, count: int) -> NDArray[np.floating[Any]]:
+    """(rows, C): a class that no training row has is never likely."""
+    known = model.predict_proba(features)
+    chances = np.zeros((len(known), count))
+    chances[:, model.classes_] = known
+    return chances
 
 
 def _quality(model: Any, features: Any, examples: Examples) -> float:

@@ -25,7 +25,8 @@ from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, find_baseline
 from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
-from tunesmith.evaluation.metrics import METRICS, Predictions, paired_difference
+from tunesmith.evaluation.metrics import METRICS, paired_difference
+from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.report import write_report
 from tunesmith.methods.table import choose_methods
 from tunesmith.models.load import is_encoder, load_config, resolve_model

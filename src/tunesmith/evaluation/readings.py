@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
-from tunesmith.evaluation.metrics import Predictions
+from tunesmith.evaluation.predictions import Predictions
 from tunesmith.records import Example, Examples, LabelledText, Origin, TaggedWords, Task
 from tunesmith.train.validate import RowOutputs
 
@@ -39,7 +40,9 @@ class Reading:
 
 
 def _score_class(_: Examples, rows: TokenRows, outputs: RowOutputs) -> Predictions:
-    return Predictions("classification", _targets(rows), outputs.logits.argmax(1), outputs.losses)
+    chances = softmax(outputs.logits.astype(float), axis=1)
+    said = outputs.logits.argmax(1)
+    return Predictions("classification", _targets(rows), said, outputs.losses, probabilities=chances)
 
 
 def _score_labels(_: Examples, rows: TokenRows, outputs: RowOutputs) -> Predictions:

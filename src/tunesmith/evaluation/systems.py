@@ -14,7 +14,8 @@ from tunesmith.data.sides import use_prefix
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
 from tunesmith.evaluation.baselines import Resources, find_baseline
-from tunesmith.evaluation.metrics import Predictions, score
+from tunesmith.evaluation.metrics import score
+from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.readings import READINGS
 from tunesmith.evaluation.tasks import label_logprobs, predict_rows
 from tunesmith.methods.table import find_method

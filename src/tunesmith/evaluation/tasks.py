@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from tunesmith.data import sources
+from tunesmith.data.ids import prompt_ids
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
-from tunesmith.evaluation.metrics import Predictions, score
+from tunesmith.evaluation.metrics import score
+from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.readings import READINGS, Given, by_row
-from tunesmith.models.generate import Decoding, generate, stream
+from tunesmith.models.generate import Decoding, generate, sample, stream
 from tunesmith.models.load import Network, load_network, settle_precision
 from tunesmith.records import (
     JUDGED,
@@ -47,15 +49,17 @@ def predict_rows(
     outputs = validate(network, rows, dtype)
     if examples.task == "generation":
         conversations = [row for row in examples.rows if isinstance(row, Conversation)]
-        asked = [row.messages[:-1] for row in conversations[:max_generated]]
+        asked = [prompt_ids(row.messages[:-1], network.tokenizer) for row in conversations[:max_generated]]
         decoding = Decoding(max_new_tokens=max_new_tokens)
-        answers: list[str | None] = [*generate(network, asked, decoding, dtype)] if asked else []
+        made = [each[0] for each in sample(network, asked, decoding, dtype, quiet=False)] if asked else []
+        silent = [None] * (len(conversations) - len(made))
         return Predictions(
             task="generation",
             targets=[row.messages[-1].content for row in conversations],
-            outputs=answers + [None] * (len(conversations) - len(answers)),
+            outputs=[*(answer.text for answer in made), *silent],
             losses=outputs.losses,
             num_tokens=outputs.num_judged,
+            finished=[*(answer.finished for answer in made), *silent],
         )
     return READINGS[examples.task].score(examples, rows, outputs)
 

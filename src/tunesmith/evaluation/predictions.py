@@ -1,0 +1,84 @@
+"""What a system said about rows, and what would have been right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.evaluation.answers import Answers, count_answers
+from tunesmith.evaluation.tags import entities
+from tunesmith.records import Task
+
+Floats = NDArray[np.floating[Any]]
+Indices = NDArray[np.integer[Any]]
+
+
+@dataclass
+class Predictions:
+    """What a system said about R rows, and what would have been right.
+
+    classification  targets, outputs: class ids (R,)
+    multi-label     targets, outputs: whether each class holds (R, C)
+    regression      targets, outputs: scores (R,)
+    token-class.    targets, outputs: tags of each row's words, None where none was given
+    generation      targets: reference answers; outputs: answers, None where none was made
+    losses          (R,) sum of losses per row in nats (regression: squared error), or None
+    num_tokens      (R,) judged tokens per row, or None for one each
+    probabilities   classification: (R, C), or None
+    finished        generation: whether each answer ended by itself, None where none was made; or None
+    """
+
+    task: Task
+    targets: Any
+    outputs: Any
+    losses: Floats | None = None
+    num_tokens: Indices | None = None
+    probabilities: Floats | None = None
+    finished: list[bool | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task == "token-classification":
+            self.targets, self.outputs = list(map(tuple, self.targets)), list(map(tuple, self.outputs))
+        elif self.task != "generation":
+            self.targets, self.outputs = np.asarray(self.targets), np.asarray(self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What can be counted in each answer."""
+        return count_answers(self.targets, self.outputs)
+
+    @cached_property
+    def by_class(self) -> tuple[Floats, Floats]:
+        """(R, C) each: right yeses, and yeses of targets and outputs together."""
+        targets, outputs = self.targets.astype(bool), self.outputs.astype(bool)
+        return (targets & outputs).astype(float), targets.astype(float) + outputs
+
+    @cached_property
+    def by_row(self) -> Indices:
+        """(R, 5): entities that are right, said and true; words that are right, and words."""
+        counts = []
+        for targets, outputs in zip(self.targets, self.outputs, strict=True):
+            true, said = entities(targets), entities(outputs)
+            right = sum(one == other for one, other in zip(targets, outputs, strict=True))
+            counts.append((len(true & said), len(said), len(true), right, len(targets)))
+        return np.array(counts)
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {
+            field.name: value.tolist() if isinstance(value := getattr(self, field.name), np.ndarray) else value
+            for field in fields(self)
+        }
+
+    @classmethod
+    def from_mapping(cls, plain: Mapping[str, Any]) -> Predictions:
+        arrays = {name: plain.get(name) for name in ("losses", "num_tokens", "probabilities")}
+        made = {name: None if value is None else np.array(value) for name, value in arrays.items()}
+        return cls(plain["task"], plain["targets"], plain["outputs"], **made, finished=plain.get("finished"))
