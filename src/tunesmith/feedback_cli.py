@@ -14,8 +14,10 @@ from rich.table import Table
 
 from tunesmith.feedback.settings import (
     AgreementConfig,
+    ChooseConfig,
     ExportConfig,
     ImportConfig,
+    ItemsConfig,
     SampleConfig,
     ServeConfig,
     SimulateConfig,
@@ -126,6 +128,38 @@ def agreement_table(measures: Sequence[Measure]) -> Table:
     known = ", ".join(f"{who} {value:.3f} ±{error:.3f}" for who, (value, error) in INSTRUCTGPT.items())
     table.caption, table.caption_justify = f"InstructGPT, pairwise agreement: {known}", "left"
     return table
+
+
+@app.command
+@flags_of(ItemsConfig)
+def items(*, config: ConfigFile = None, **settings: Any) -> None:
+    """Write all items with the ids of their answers, for a reward model to score."""
+    from tunesmith.feedback.database import open_database
+    from tunesmith.feedback.priorities import write_items
+    from tunesmith.feedback.results import read_items
+
+    settled = ItemsConfig.read(config, given(settings))
+    database = open_database(settled.database)
+    found = read_items(database)
+    database.close()
+    write_items(settled.output, found)
+    out.print(f"{len(found):,} items written to {settled.output}", markup=False)
+
+
+@app.command
+@flags_of(ChooseConfig)
+def choose(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Choose what is asked next: items at random, or those of which reward models are least sure."""
+    from tunesmith.feedback.database import open_database
+    from tunesmith.feedback.priorities import choose as run_stage
+
+    settled = ChooseConfig.read(config, given(settings))
+    database = open_database(settled.database)
+    count = run_stage(settled, database)
+    database.close()
+    if as_json:
+        return print_json({"items": count})
+    out.print(f"{count:,} items have a new priority, {settled.by}", markup=False)
 
 
 @app.command

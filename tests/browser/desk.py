@@ -44,17 +44,19 @@ class Desk:
 
     def levels(self) -> list[list[str]]:
         """The ranking on the screen: ids, each level sorted."""
-        found = self.page.evaluate(
-            "[...document.querySelectorAll('#ranked > .level')].map(l => [...l.querySelectorAll('.card')].map(c => c.dataset.id))"
-        )
-        return [sorted(level) for level in found]
+        return [sorted(level) for level in self._levels("id")]
 
     def letters(self) -> list[str]:
         """As `levels`, by letters: ["B", "AC"]."""
-        found = self.page.evaluate(
-            "[...document.querySelectorAll('#ranked > .level')].map(l => [...l.querySelectorAll('.card')].map(c => c.dataset.letter))"
+        return ["".join(sorted(level)) for level in self._levels("letter")]
+
+    def _levels(self, what: str) -> list[list[str]]:
+        found: list[list[str]] = self.page.evaluate(
+            """what => [...document.querySelectorAll("#ranked > .level")].map(
+                (level) => [...level.querySelectorAll(".card")].map((card) => card.dataset[what]))""",
+            what,
         )
-        return ["".join(sorted(level)) for level in found]
+        return found
 
     # Doing
 
@@ -70,8 +72,8 @@ class Desk:
 
     def wait_for_other(self, before: str) -> None:
         self.page.wait_for_function(
-            "before => document.getElementById('work').hidden || (document.getElementById('prompt').innerText !== before "
-            "&& !document.getElementById('work').inert)",
+            """before => { const work = document.getElementById("work");
+                return work.hidden || (!work.inert && document.getElementById("prompt").innerText !== before); }""",
             arg=before,
         )
 

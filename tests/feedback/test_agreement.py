@@ -1,4 +1,4 @@
-"""Agreement beside other libraries, textbook values and definitions written out; undefined values explain themselves."""
+"""Agreement beside other libraries, textbook values and definitions; undefined values explain themselves."""
 
 from __future__ import annotations
 

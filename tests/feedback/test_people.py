@@ -10,7 +10,7 @@ from sqlalchemy import select
 from tests.feedback.houses import Clock
 from tunesmith.errors import InputError
 from tunesmith.feedback import people as module
-from tunesmith.feedback.people import People, Refused, hash_password, is_password
+from tunesmith.feedback.people import EntryError, People, hash_password, is_password
 from tunesmith.feedback.schema import event, invitation, labeler, session
 
 PASSWORD = "correct horse battery"
@@ -29,13 +29,13 @@ def test_an_invitation_opens_one_account_once(people: People, clock: Clock) -> N
     person = people.who(people.join(token, " Ann  Lee ", PASSWORD))
     assert person is not None
     assert (person.name, person.role) == ("Ann Lee", "labeler")
-    with pytest.raises(Refused, match="does not hold"):
+    with pytest.raises(EntryError, match="does not hold"):
         people.join(token, "Ben", PASSWORD)
-    with pytest.raises(Refused):
+    with pytest.raises(EntryError):
         people.join("made up", "Ben", PASSWORD)
     late = people.invite()
     clock.now += 8 * 24 * 3600
-    with pytest.raises(Refused):
+    with pytest.raises(EntryError):
         people.join(late, "Ben", PASSWORD)
 
 
@@ -65,14 +65,14 @@ def test_signing_in_needs_the_right_password(people: People) -> None:
         ("", ""),
         ("A\0", "\ud800"),
     ):
-        with pytest.raises(Refused, match="wrong name or password"):
+        with pytest.raises(EntryError, match="wrong name or password"):
             people.sign_in(name, password)
 
 
 def test_an_account_without_a_password_opens_with_none(people: People) -> None:
     people.find_or_add("owner", "owner")
     for password in ("", " ", "owner", "\0"):
-        with pytest.raises(Refused):
+        with pytest.raises(EntryError):
             people.sign_in("owner", password)
 
 
@@ -87,7 +87,7 @@ def test_sessions_end(people: People, clock: Clock) -> None:
     assert ann is not None
     people.set_blocked(ann.id, True, owner.id)
     assert people.who(second) is None, "at once"
-    with pytest.raises(Refused):
+    with pytest.raises(EntryError):
         people.sign_in("Ann", PASSWORD)
     people.set_blocked(ann.id, False, owner.id)
     assert people.who(second) is None, "what was revoked stays so"

@@ -181,7 +181,7 @@ def test_every_route_asks_who_it_is(house: House) -> None:
                 assert reply.headers["location"] == "enter"
             if path.startswith(guard.OWNERS):
                 assert labeler.ask(method, path, None if method == "GET" else {}).status_code == 403, f"{method} {path}"
-    assert guard.PUBLIC == {"/", "/enter", "/join", "/api/sign-in", "/api/join"}
+    assert {"/", "/enter", "/join", "/api/sign-in", "/api/join"} == guard.PUBLIC
 
 
 @pytest.mark.parametrize("path", ["/api/unknown", "/docs", "/openapi.json", "/redoc", "/.git/config", "/api/owner"])

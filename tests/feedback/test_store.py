@@ -19,7 +19,7 @@ from tunesmith.feedback.forms import Response, Shown
 from tunesmith.feedback.people import People
 from tunesmith.feedback.results import read_results
 from tunesmith.feedback.schema import assignment, event, item, metadata
-from tunesmith.feedback.store import Conflict, NotLent, Store, Study, shuffle
+from tunesmith.feedback.store import ConflictError, NotLentError, Store, Study, shuffle
 
 
 def ids_of(shown: Shown) -> list[str]:
@@ -165,7 +165,7 @@ def test_the_same_key_is_the_same_request(store: Store, people: People) -> None:
     assert rank(store, ann, shown, key) == first
     assert num_events(store.database, "ranked") == 1
     other = take(store, ann)
-    with pytest.raises(Conflict, match="another item"):
+    with pytest.raises(ConflictError, match="another item"):
         rank(store, ann, other, key)
 
 
@@ -174,9 +174,9 @@ def test_an_older_page_overwrites_nothing(store: Store, people: People) -> None:
     (ann,) = add_people(people, 1)
     shown = take(store, ann)
     version = rank(store, ann, shown)
-    with pytest.raises(Conflict, match="answered since"):
+    with pytest.raises(ConflictError, match="answered since"):
         rank(store, ann, shown)
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         store.save_draft(ann, shown.item_id, 0, {})
     better = Response(levels=(tuple(ids_of(shown)),))
     store.rank(ann, shown.item_id, version, new_key(), better)
@@ -210,7 +210,7 @@ def test_nobody_reaches_what_they_were_not_shown(store: Store, people: People) -
         lambda: store.skip(ben, shown.item_id, 0, new_key(), ""),
         lambda: store.open_aside(ben, "0" * 16),
     ):
-        with pytest.raises(NotLent):
+        with pytest.raises(NotLentError):
             reach()
     assert store.history(ben) == []
 

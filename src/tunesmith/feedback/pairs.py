@@ -49,5 +49,5 @@ def comparisons(ranks: Ranks) -> Iterator[Comparison]:
 
 
 def preferences(ranks: Ranks) -> Iterator[Comparison]:
-    """The comparisons without ties, which InstructGPT's reward model is trained on (Ouyang et al. 2022, appendix C.2)."""
+    """The comparisons without ties: what InstructGPT's reward model learns from (Ouyang et al. 2022, appendix C.2)."""
     return (pair for pair in comparisons(ranks) if pair.outcome)

@@ -33,7 +33,7 @@ SCRYPT_MEMORY = 128 * 1024 * 1024
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 10, 200
 
 
-class Refused(InputError):
+class EntryError(InputError):
     """Wrong name or password, an invitation that does not hold, a blocked account."""
 
 
@@ -88,7 +88,7 @@ class People:
         """Opens the account of an invitation; returns the token of a session.
 
         Raises:
-            Refused: the invitation is unknown, used or over.
+            EntryError: the invitation is unknown, used or over.
             InputError: a name that is taken or empty, or a password that is too short.
         """
         name = " ".join(name.split())
@@ -101,7 +101,7 @@ class People:
             with self.database.writing() as connection:
                 found = connection.execute(select(invitation).where(its)).first()
                 if found is None or found.used_at is not None or found.until < self.clock():
-                    raise Refused("this invitation does not hold: it is unknown, used or over. Ask for another one")
+                    raise EntryError("this invitation does not hold: it is unknown, used or over. Ask for another one")
                 number = self._add(connection, name, found.role, "human", hashed)
                 connection.execute(update(invitation).where(its).values(used_at=self.clock(), used_by=number))
                 return self._begin(connection, number)
@@ -115,7 +115,7 @@ class People:
             found = connection.execute(named).first() if "\0" not in name else None
         kept = found.password if found is not None and found.password else NOBODY
         if not is_password(password, kept) or found is None or found.is_blocked:
-            raise Refused("wrong name or password")
+            raise EntryError("wrong name or password")
         return self.begin_session(found.id)
 
     # Sessions

@@ -40,9 +40,7 @@ def serve(config: ServeConfig) -> None:
     print(f"{address.rstrip('/')}/?token={token}", flush=True)
     study = store.study()
     say(f"Open this address to rank and to invite others; it is yours alone. {study.title}")
-    say(
-        f"{describe_count(study.overlap, 'ranking')} of each item. What was saved is on the disk. Ctrl-C stops the page."
-    )
+    say(f"{describe_count(study.overlap, 'ranking')} of each item. Ctrl-C stops the page; what was saved stays.")
     app = make_app(store, People(database), site, token)
     settings = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's own types of the same protocol

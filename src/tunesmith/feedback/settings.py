@@ -90,6 +90,25 @@ class ExportConfig(Config):
     until: int | None = SNAPSHOT
 
 
+class ItemsConfig(Config):
+    """Items with their ids, for a reward model to score."""
+
+    database: str = DATABASE
+    output: Path = Field(description="The file, JSONL.")
+
+
+class ChooseConfig(Config):
+    """What is asked next."""
+
+    database: str = DATABASE
+    by: Literal["random", "uncertainty", "disagreement"] = Field(
+        "uncertainty", description="Where reward models are least sure, where they contradict each other, or at random."
+    )
+    scores: Path | None = Field(
+        None, description='Rows {"item": ID, "scores": {ANSWER: [one score a model]}}; not for random.'
+    )
+
+
 class AgreementConfig(Config):
     """How far people agree."""
 

@@ -27,11 +27,11 @@ DONE = ("ranked", "skipped", "adjudicated")
 SECONDS_OF_COUNT = 10.0  # for so long the number of items that are left is taken to stand
 
 
-class Conflict(InputError):
+class ConflictError(InputError):
     """The item has been answered since this page was opened."""
 
 
-class NotLent(InputError):
+class NotLentError(InputError):
     """No such item, or not one that this person was ever shown."""
 
 
@@ -128,7 +128,7 @@ class Store:
             gold = None if levels is None else [list(level) for level in levels]
             changed = connection.execute(update(item).where(item.c.id == item_id).values(gold=gold))
             if not changed.rowcount:
-                raise NotLent("no such item")
+                raise NotLentError("no such item")
             self._note(connection, "gold", labeler_id, item_id, {"levels": gold})
 
     # Lending
@@ -188,7 +188,7 @@ class Store:
         """An item for the owner to decide: takes no place of those who rank it."""
         with self.database.writing() as connection:
             if not _candidate_ids(connection, item_id):
-                raise NotLent("no such item")
+                raise NotLentError("no such item")
             row = _assignment(connection, item_id, labeler_id)
             if row is None or row["state"] in ("open", "expired"):
                 self._lend(connection, item_id, labeler_id, "aside", self.clock())
@@ -198,7 +198,7 @@ class Store:
     def _show(self, connection: Connection, item_id: str, labeler_id: int) -> Shown:
         row = _assignment(connection, item_id, labeler_id)
         if row is None:
-            raise NotLent("no such item among those you were shown")
+            raise NotLentError("no such item among those you were shown")
         messages = connection.execute(select(item.c.messages).where(item.c.id == item_id)).scalar_one()
         asked = select(candidate.c.id, candidate.c.text).where(candidate.c.item_id == item_id)
         texts = {name: text for name, text in connection.execute(asked)}
@@ -233,8 +233,8 @@ class Store:
         The same key again is the same request again: it changes nothing and returns what it returned.
 
         Raises:
-            Conflict: `version` is not that of the item now.
-            NotLent: not an item of this person's.
+            ConflictError: `version` is not that of the item now.
+            NotLentError: not an item of this person's.
             InputError: the ranking does not fit the item.
         """
 
@@ -272,7 +272,7 @@ class Store:
             if before is not None and before.item_id == item_id:
                 return int(before.id)
             if before is not None:
-                raise Conflict("this key was used for another item")
+                raise ConflictError("this key was used for another item")
             row = self._expect(connection, item_id, labeler_id, version)
             action, state, payload = say(connection, row)
             order = {"shown": row["shown"], "seed": row["seed"]}
@@ -285,9 +285,9 @@ class Store:
     def _expect(self, connection: Connection, item_id: str, labeler_id: int, version: int) -> RowMapping:
         row = _assignment(connection, item_id, labeler_id)
         if row is None:
-            raise NotLent("no such item among those you were shown")
+            raise NotLentError("no such item among those you were shown")
         if row["version"] != version:
-            raise Conflict("this item has been answered since the page was opened, in another tab perhaps")
+            raise ConflictError("this item has been answered since the page was opened, in another tab perhaps")
         return row
 
     def history(self, labeler_id: int, before: int | None = None, limit: int = 20) -> list[dict[str, Any]]:

@@ -16,13 +16,18 @@ from sqlalchemy.exc import OperationalError
 
 from tunesmith.errors import InputError
 from tunesmith.feedback.database import is_full_disk
-from tunesmith.feedback.people import People, Refused
-from tunesmith.feedback.store import Conflict, NotLent, Store
+from tunesmith.feedback.people import EntryError, People
+from tunesmith.feedback.store import ConflictError, NotLentError, Store
 from tunesmith.feedback.web import entrance, labeling, owner
 from tunesmith.feedback.web.guard import Guard, Site
 
 log = logging.getLogger("tunesmith.feedback")
-STATUS: tuple[tuple[type[InputError], int], ...] = ((Conflict, 409), (NotLent, 404), (Refused, 403), (InputError, 400))
+STATUS: tuple[tuple[type[InputError], int], ...] = (
+    (ConflictError, 409),
+    (NotLentError, 404),
+    (EntryError, 403),
+    (InputError, 400),
+)
 
 
 def make_app(store: Store, people: People, site: Site, token: str) -> Guard:

@@ -83,7 +83,7 @@ class Caller:
         return hashlib.sha256(f"page of {self.session}".encode()).hexdigest()
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """A request that goes no further."""
 
     def __init__(self, status: int, detail: str, **headers: str) -> None:
@@ -128,7 +128,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             receive = await self._let_in(scope, headers, receive)
-        except Refusal as refusal:
+        except RefusedError as refusal:
             return await refuse(scope, send, refusal)
         await self._app(scope, receive, _with_headers(scope, send))
 
@@ -147,23 +147,23 @@ class Guard:
         self._check_rate(scope, path, caller)
         is_ours = hmac.compare_digest(headers.get("x-csrf-token", "").encode(), caller.csrf.encode())
         if not (caller.session and is_ours):
-            raise Refusal(403, "this request did not come from a page that is open here. Reload the page")
+            raise RefusedError(403, "this request did not come from a page that is open here. Reload the page")
         return await _read_body(headers, receive)
 
     def _check_place(self, method: str, headers: Mapping[str, str]) -> None:
         if headers.get("host", "").lower() not in self._site.hosts:
-            raise Refusal(421, "this server does not answer to that name. Start it with --public-url")
+            raise RefusedError(421, "this server does not answer to that name. Start it with --public-url")
         if method not in SAFE | UNSAFE:
-            raise Refusal(405, "this method is not answered")
+            raise RefusedError(405, "this method is not answered")
         if method in SAFE:
             return
         # Browsers send Origin with every unsafe request; what sends none is no page of ours.
         if headers.get("origin", "").lower() not in self._site.origins:
-            raise Refusal(403, "this request comes from another site")
+            raise RefusedError(403, "this request comes from another site")
         if headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            raise Refusal(403, "this request comes from another site")
+            raise RefusedError(403, "this request comes from another site")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Refusal(415, "requests must be application/json")
+            raise RefusedError(415, "requests must be application/json")
 
     async def _find_caller(self, headers: Mapping[str, str]) -> Caller:
         try:
@@ -180,24 +180,26 @@ class Guard:
         is_entry = caller.person is None or path in PUBLIC
         wait = self._entries.take(address) if is_entry else self._requests.take(str(caller.person))
         if wait:
-            raise Refusal(429, f"too many requests. Try again in {wait:.0f} s", **{"retry-after": f"{wait + 1:.0f}"})
+            raise RefusedError(
+                429, f"too many requests. Try again in {wait:.0f} s", **{"retry-after": f"{wait + 1:.0f}"}
+            )
 
 
 def _check_person(person: Person | None, path: str) -> None:
     if person is None:
-        raise Refusal(
+        raise RefusedError(
             401, "you are not signed in, or no longer. Sign in again; what you ranked is kept in this browser"
         )
     is_owners = any(path == start or path.startswith(f"{start}/") for start in OWNERS)
     if is_owners and not person.is_owner:
-        raise Refusal(403, "this is for the owner alone")
+        raise RefusedError(403, "this is for the owner alone")
 
 
 async def _read_body(headers: Mapping[str, str], receive: Receive) -> Receive:
     """The body, within its limits of size and time, to be received once more."""
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > MOST_BYTES:
-        raise Refusal(413, f"a request may have {MOST_BYTES:,} bytes")
+        raise RefusedError(413, f"a request may have {MOST_BYTES:,} bytes")
     body = b""
     try:
         async with asyncio.timeout(SECONDS_FOR_BODY):
@@ -207,9 +209,9 @@ async def _read_body(headers: Mapping[str, str], receive: Receive) -> Receive:
                 body += event.get("body", b"")
                 more = event["type"] == "http.request" and event.get("more_body", False)
                 if len(body) > MOST_BYTES:
-                    raise Refusal(413, f"a request may have {MOST_BYTES:,} bytes")
+                    raise RefusedError(413, f"a request may have {MOST_BYTES:,} bytes")
     except TimeoutError as error:
-        raise Refusal(408, "the request took too long to arrive") from error
+        raise RefusedError(408, "the request took too long to arrive") from error
     events = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Event:
@@ -230,7 +232,7 @@ def _with_headers(scope: Scope, send: Send) -> Send:
     return send_on
 
 
-async def refuse(scope: Scope, send: Send, refusal: Refusal) -> None:
+async def refuse(scope: Scope, send: Send, refusal: RefusedError) -> None:
     """JSON for scripts; who opens a page unasked is led to the entrance."""
     is_page = scope["method"] in SAFE and not scope["path"].startswith("/api/")
     status, headers = refusal.status, dict(refusal.headers)
