@@ -59,7 +59,7 @@ def test_the_least_sure_items_come_first(tmp_path: Path, capsys: pytest.CaptureF
     for content, words in (
         ([{"item": "0" * 16, "scores": {}}], "no item '0000000000000000' in this store"),
         ([{**scores[0], "scores": {}}], "must name each of the 2 answers once"),
-        ([{**scores[0], "scores": dict.fromkeys(scores[0]["scores"], ["high"])}], "a number of each model"),
+        ([{**scores[0], "scores": {name: ["high"] for name in scores[0]["scores"]}}], "a number of each model"),
     ):
         assert choose(content) == 2
         said = capsys.readouterr().err

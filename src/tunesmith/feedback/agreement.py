@@ -9,7 +9,7 @@ Each measure is a function of sums over items, so a bootstrap resample of items 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -69,14 +69,19 @@ def bootstrap(
     value = function(sums.sum(0))
     if np.isnan(value):
         return None, None, None
-    num_items = len(sums)
-    weights = np.random.default_rng(seed).multinomial(num_items, np.full(num_items, 1 / num_items), resamples)
-    drawn = np.array([function(total) for total in weights @ sums])
+    drawn = np.array([function(total) for total in resample(sums, seed, resamples)])
     drawn = drawn[~np.isnan(drawn)]
-    if num_items < 2 or not len(drawn):
+    if len(sums) < 2 or not len(drawn):
         return value, None, None
     low, high = np.percentile(drawn, TAILS)
     return value, float(low), float(high)
+
+
+def resample(sums: Floats, seed: int, resamples: int) -> Iterator[Floats]:
+    """The total of as many items drawn with replacement, again and again."""
+    rng, num_items = np.random.default_rng(seed), len(sums)
+    shares = np.full(num_items, 1 / num_items)
+    return (np.tensordot(rng.multinomial(num_items, shares), sums, 1) for _ in range(resamples))
 
 
 # Do two people choose the same of two answers?

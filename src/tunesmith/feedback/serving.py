@@ -10,7 +10,7 @@ import uvicorn
 
 from tunesmith.errors import InputError
 from tunesmith.feedback.database import open_database
-from tunesmith.feedback.people import People
+from tunesmith.feedback.people import OWNER, People
 from tunesmith.feedback.settings import ServeConfig
 from tunesmith.feedback.store import Store, Study
 from tunesmith.feedback.web.app import make_app
@@ -35,13 +35,15 @@ def serve(config: ServeConfig) -> None:
         listener.close()
         raise
     store, token = Store(database), secrets.token_urlsafe(32)
+    people = People(database)
+    people.find_or_add(OWNER, "owner")  # before anybody else can take the name
     _settle_study(store, config)
     address = config.public_url or f"http://127.0.0.1:{listener.getsockname()[1]}"
     print(f"{address.rstrip('/')}/?token={token}", flush=True)
     study = store.study()
     say(f"Open this address to rank and to invite others; it is yours alone. {study.title}")
     say(f"{describe_count(study.overlap, 'ranking')} of each item. Ctrl-C stops the page; what was saved stays.")
-    app = make_app(store, People(database), site, token)
+    app = make_app(store, people, site, token)
     settings = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's own types of the same protocol
         log_level="warning",

@@ -43,7 +43,7 @@ class Study(BaseModel):
     title: Annotated[str, Field(max_length=120)] = "Which answer is better?"
     guidelines: Annotated[str, Field(max_length=20_000)] = ""
     overlap: Annotated[int, Field(ge=1, le=100, description="So many people rank each item.")] = 1
-    lease_minutes: Annotated[float, Field(gt=0, le=10_080)] = 30.0
+    lease_minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)] = 30.0
     ratings: Annotated[bool, Field(description="Ask for 1 to 7 of each answer.")] = False
     questions: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=120)], ...], Field(max_length=10)] = ()
 

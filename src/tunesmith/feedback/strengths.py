@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.feedback.agreement import RESAMPLES, TAILS, bootstrap
+from tunesmith.feedback.agreement import RESAMPLES, TAILS, bootstrap, resample
 from tunesmith.feedback.forms import Candidate, Ranked
 from tunesmith.feedback.pairs import comparisons, preferences
 
@@ -67,8 +67,7 @@ def rate_models(
         return []
     tables = np.array(list(wins.values()))
     total = tables.sum(0)
-    weights = np.random.default_rng(seed).multinomial(len(tables), np.full(len(tables), 1 / len(tables)), resamples)
-    drawn = np.array([fit_strengths(table) for table in np.tensordot(weights, tables, 1)])
+    drawn = np.array([fit_strengths(table) for table in resample(tables, seed, resamples)])
     low, high = np.percentile(drawn, TAILS, axis=0)
     played = total + total.T
     found = [

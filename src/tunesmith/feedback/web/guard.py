@@ -237,7 +237,7 @@ async def refuse(scope: Scope, send: Send, refusal: RefusedError) -> None:
     is_page = scope["method"] in SAFE and not scope["path"].startswith("/api/")
     status, headers = refusal.status, dict(refusal.headers)
     if refusal.status == 401 and is_page:
-        status, headers = 303, {"location": "enter"}
+        status, headers = 303, {"location": f"{'../' * (scope['path'].count('/') - 1)}enter"}
     body = json.dumps({"detail": refusal.detail}).encode()
     headers |= {"content-type": "application/json", "content-length": str(len(body))}
     sent = [(name.encode(), value.encode()) for name, value in headers.items()]

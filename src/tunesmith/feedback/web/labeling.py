@@ -21,7 +21,9 @@ MOST_DRAFT = 20_000  # characters
 
 
 def _short(draft: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(draft)
+    """What no database or page could give back (NaN, NUL, half of a surrogate pair) is refused here."""
+    text = json.dumps(draft, ensure_ascii=False, allow_nan=False)
+    text.encode()
     if len(text) > MOST_DRAFT or "\\u0000" in text:
         raise ValueError(f"a draft may have {MOST_DRAFT:,} characters, and no NUL among them")
     return draft
@@ -29,7 +31,7 @@ def _short(draft: dict[str, Any]) -> dict[str, Any]:
 
 Version = Annotated[int, Field(ge=0, le=2**53)]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Seconds = Annotated[float, Field(ge=0, le=1e6)]
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Draft = Annotated[dict[str, Any], AfterValidator(_short)]
 
 

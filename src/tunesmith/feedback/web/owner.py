@@ -20,6 +20,9 @@ from tunesmith.feedback.web.labeling import to_plain
 router = APIRouter()
 
 
+Number = Annotated[int, Field(ge=1, le=2**53)]
+
+
 class InvitationBody(Body):
     """Whom to invite."""
 
@@ -81,7 +84,7 @@ def invite(body: InvitationBody, person: PersonOf, people: PeopleOf) -> dict[str
 
 
 @router.put("/api/owner/people/{number}")
-def set_blocked(number: int, body: BlockBody, person: PersonOf, people: PeopleOf) -> dict[str, Any]:
+def set_blocked(number: Number, body: BlockBody, person: PersonOf, people: PeopleOf) -> dict[str, Any]:
     """Shuts an account and ends its sessions, or opens it again. What it said stays."""
     people.set_blocked(number, body.is_blocked, person.id)
     return {"is_blocked": body.is_blocked}

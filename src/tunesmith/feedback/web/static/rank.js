@@ -330,7 +330,7 @@ $("skip-dialog").addEventListener("close", () => {
 for (const node of document.querySelectorAll("[data-text]")) showText(node, node.dataset.text);
 const guidelines = $("guidelines");
 if (guidelines) {
-  const seen = `tunesmith-feedback guidelines ${$("page").dataset.study}`;
+  const seen = `tunesmith-feedback guidelines ${$("page").dataset.guidelines}`;
   try {
     guidelines.open = !localStorage.getItem(seen);
     localStorage.setItem(seen, "yes");
