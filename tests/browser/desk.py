@@ -80,7 +80,7 @@ class Desk:
     def drag(self, letter: str, onto: Locator, part: float = 0.5) -> None:
         """By its handle, to a part of the height of something else, as it is while dragging."""
         handle = self.card(letter).locator(".handle")
-        handle.scroll_into_view_if_needed()
+        handle.evaluate("node => node.scrollIntoView({ block: 'center' })")
         box = handle.bounding_box()
         assert box is not None
         mouse = self.page.mouse

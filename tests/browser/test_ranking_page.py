@@ -504,6 +504,20 @@ def test_contrast_is_enough(full_room: Room, scheme: str) -> None:
     assert ann.page.evaluate((Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("where", ["rank", "owner"])
+def test_axe_finds_nothing(full_room: Room, where: str) -> None:
+    """axe-core's rules for WCAG 2.2 A and AA."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    owner = full_room.desk("owner", "owner", where)
+    if where == "rank":
+        owner.press("a", "Shift+B", "c")
+    else:
+        expect(owner.page.locator("#people")).to_contain_text("owner")
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    found = axe.Axe().run(owner.page, options={"runOnly": {"type": "tag", "values": tags}})
+    assert [(one["id"], one["help"], one["nodes"][0]["html"]) for one in found.response["violations"]] == []
+
+
 def test_everything_has_a_name_and_a_place_in_the_tab_order(full_room: Room) -> None:
     ann = full_room.desk("ann who tabs")
     ann.press("a")

@@ -200,6 +200,18 @@ function showEditing() {
   banner.hidden = !words[item.state];
   banner.replaceChildren(words[item.state] ?? "");
   if (!banner.hidden) banner.append(" ", button("Back to the queue", "", () => takeNext(), "plain"));
+  if (["aside", "adjudicated"].includes(item.state)) banner.append(" ", button("Make it a gold item", "", makeGold, "plain"));
+}
+
+// What the owner has ranked here becomes the test of those who rank this item.
+async function makeGold() {
+  const { levels, unranked } = ranking.content;
+  try {
+    await ask("PUT", `api/owner/gold/${item.id}`, { levels: unranked.length ? [...levels, unranked] : levels });
+    $("saved").textContent = "Gold: whoever ranks this item is compared with it";
+  } catch (error) {
+    showProblem(error.message);
+  }
 }
 
 function showProblem(message, ...more) {
