@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def running_postgres() -> Iterator[str]:
         _wait_for_port(port)
         yield f"postgresql://tester@127.0.0.1:{port}"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # SIGTERM would wait for connections to end
         server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 

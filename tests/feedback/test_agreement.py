@@ -162,8 +162,10 @@ def test_kendalls_tau_is_its_definition_and_of_rank_vectors() -> None:
 
 
 def test_everybody_alike_is_full_agreement() -> None:
-    ranks: Ranks = {"a": 1, "b": 2, "c": 3, "d": 4}
-    items = {f"item {number}": {"ann": ranks, "ben": ranks} for number in range(3)}
+    items = {}
+    for number in range(3):
+        ranks: Ranks = {ANSWERS[(place + number) % 4]: place + 1 for place in range(4)}
+        items[f"item {number}"] = {"ann": ranks, "ben": ranks}
     assert [one.value for one in measure_agreement(items)] == [1.0] * 5
     assert all(one.low == one.high == 1 for one in measure_agreement(items))
 
@@ -210,10 +212,12 @@ def test_a_planted_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     """The comparisons above can fail: each of these slips moves a value by more than they allow."""
     items = some_items(3)
     if fault == "average of orders":
-        vectors = [sorted(ANSWERS, key=lambda name: filled(ranks)[name]) for ranks in items["item 0"].values()]
-        assert tau_b(*[[ord(name) for name in vector] for vector in vectors[:2]]) != mean_tau(
-            add_up_taus(dict(list(items["item 0"].items())[:2]))
-        )
+        orders = []
+        for rankings in items.values():
+            for one, other in combinations((filled(ranks) for ranks in rankings.values()), 2):
+                vectors = [[ord(name) for name in sorted(ANSWERS, key=ranks.__getitem__)] for ranks in (one, other)]
+                orders.append(tau_b(*vectors))
+        assert abs(np.mean(orders) - mean_tau(total(items, add_up_taus))) > 1e-3
     elif fault == "nominal differences":
         data = [
             [filled(rankings[f"person {who}"])[name] for rankings in items.values() for name in ANSWERS]

@@ -188,7 +188,8 @@ def krippendorff_alpha(total: Floats) -> float:
     middles = np.cumsum(totals) - totals / 2
     differences = (middles[:, None] - middles[None, :]) ** 2
     expected = float(totals @ differences @ totals)
-    return float("nan") if expected == 0 else 1 - (totals.sum() - 1) * float((table * differences).sum()) / expected
+    observed = float((table * differences).sum())
+    return float("nan") if expected == 0 else 1 - float(totals.sum() - 1) * observed / expected
 
 
 # Kendall's tau-b: the rank vectors of two people

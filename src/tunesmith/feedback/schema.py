@@ -104,7 +104,7 @@ assignment = Table(
     metadata,
     Column("item_id", ForeignKey("item.id"), primary_key=True),
     Column("labeler_id", ForeignKey("labeler.id"), primary_key=True),
-    Column("state", String(10), nullable=False),  # open, expired, ranked, skipped
+    Column("state", String(16), nullable=False),  # open, expired, ranked, skipped
     Column("shown", JSON, nullable=False),  # candidate ids in the order in which this person sees them
     Column("seed", BigInteger, nullable=False),  # that made this order
     Column("lease_until", Float, nullable=False),

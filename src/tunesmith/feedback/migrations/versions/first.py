@@ -94,7 +94,7 @@ def _make_work() -> None:
         "assignment",
         sa.Column("item_id", sa.String(32), nullable=False),
         sa.Column("labeler_id", NUMBER, nullable=False),
-        sa.Column("state", sa.String(10), nullable=False),
+        sa.Column("state", sa.String(16), nullable=False),
         sa.Column("shown", sa.JSON(), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("lease_until", sa.Float(), nullable=False),

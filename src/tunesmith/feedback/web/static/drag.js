@@ -14,13 +14,14 @@ export function makeDraggable(handle, card, ranked, unranked, drop) {
     const stop = (isDrop) => {
       if (drag.over) return;
       drag.over = true;
+      const { target } = drag;
       mark(drag, null);
       card.classList.remove("dragged");
       card.style.transform = "";
       document.body.classList.remove("dragging");
       for (const [name, listener] of Object.entries(listeners)) handle.removeEventListener(name, listener);
       document.removeEventListener("keydown", onKey, true);
-      if (isDrop && drag.target) drop(drag.target);
+      if (isDrop && target) drop(target);
     };
     const listeners = {
       pointermove: (move) => {
