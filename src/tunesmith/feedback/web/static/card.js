@@ -7,7 +7,7 @@ export const LETTERS = "ABCDEFGHI";
 
 // act(name, id, ...) does what the person wants; see ACTIONS of rank.js.
 export function makeCard(answer, letter, asked, lists, act) {
-  const card = make("article", "", "card");
+  const card = make("div", "", "card");
   card.id = `answer-${letter}`;
   card.dataset.id = answer.id;
   card.dataset.letter = letter;

@@ -18,7 +18,7 @@ function fill(table, titles, rows, nothing) {
     return;
   }
   const head = make("tr");
-  head.append(...titles.map((title, at) => make("th", title, at ? "" : "first")));
+  head.append(...titles.map((title, at) => make(title ? "th" : "td", title, at ? "" : "first")));
   table.append(head, ...rows.map((cells) => {
     const row = make("tr");
     row.append(...cells.map((cell, at) => {
