@@ -214,7 +214,7 @@ def _item_of(row: RawRow, is_gold: bool) -> Item:
     answers, models = fields.get("answers"), fields.get("models")
     if isinstance(answers, list) and any(isinstance(answer, Mapping) for answer in answers):
         raise RowError("'answers' must be texts; what model each is of stands in 'models', a list beside it")
-    names = {part: part for part in ("prompt", "answers", "ranks", "system") if part in fields}
+    names: dict[str, str] = {part: part for part in ("prompt", "answers", "ranks", "system") if part in fields}
     if not {"prompt", "answers"} <= set(names):
         raise RowError(f"no 'prompt' or no 'answers' among {', '.join(fields)}. Add them")
     ranking = to_ranking(fields, names, row.origin)

@@ -70,8 +70,8 @@ class People:
 
     def _add(self, connection: Connection, name: str, role: Role, kind: str, password: str) -> int:
         values = {"name": name, "role": role, "kind": kind, "password": password, "is_blocked": False}
-        made = connection.execute(insert(labeler).values(**values, joined_at=self.clock()))
-        number = int(made.inserted_primary_key[0])
+        made = connection.execute(insert(labeler).values(**values, joined_at=self.clock()).returning(labeler.c.id))
+        number = int(made.scalar_one())
         self._note(connection, "joined", number, {"name": name, "role": role, "kind": kind})
         return number
 

@@ -336,7 +336,8 @@ class Store:
         key: str | None = None,
     ) -> int:
         values = {"at": self.clock(), "labeler_id": labeler_id, "item_id": item_id, "action": action, "key": key}
-        return int(connection.execute(insert(event).values(payload=dict(payload), **values)).inserted_primary_key[0])
+        made = connection.execute(insert(event).values(payload=dict(payload), **values).returning(event.c.id))
+        return int(made.scalar_one())
 
 
 def shuffle(names: Sequence[str], seed: int) -> list[str]:
