@@ -21,6 +21,7 @@ from tunesmith.errors import InputError
 from tunesmith.feedback.database import Database
 from tunesmith.feedback.forms import check_text
 from tunesmith.feedback.schema import event, invitation, labeler, session
+from tunesmith.feedback.statements import SESSION
 
 Role = Literal["owner", "labeler"]
 OWNER = "owner"  # the account that the start-up token opens
@@ -133,10 +134,8 @@ class People:
 
     def who(self, token: str) -> Person | None:
         """Whose session it is; None when it is unknown, over or revoked, or its account blocked."""
-        its = select(labeler.c.id, labeler.c.name, labeler.c.role).join(session, session.c.labeler_id == labeler.c.id)
-        holds = (session.c.revoked_at.is_(None), session.c.until > self.clock(), ~labeler.c.is_blocked)
         with self.database.reading() as connection:
-            found = connection.execute(its.where(session.c.token == hash_token(token), *holds)).first()
+            found = connection.execute(SESSION, {"its_token": hash_token(token), "now": self.clock()}).first()
         return None if found is None else Person(found.id, found.name, found.role)
 
     def sign_out(self, token: str) -> None:

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, RowMapping, and_, exists, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, and_, func, insert, select, update
 
 from tunesmith.errors import InputError
+from tunesmith.feedback import statements as sql
 from tunesmith.feedback.database import Database
 from tunesmith.feedback.forms import Comment, Item, Response, Shown, check_text, clean, turn_fields
 from tunesmith.feedback.schema import assignment, candidate, event, item, setting
 from tunesmith.records import Message
 
-COUNTED = ("open", "ranked")  # states that fill a place of an item
-DONE = ("ranked", "skipped", "adjudicated")
 SECONDS_OF_COUNT = 10.0  # for so long the number of items that are left is taken to stand
 
 
@@ -80,7 +79,7 @@ class Store:
                 connection.execute(insert(setting).values(name="study", value=content))
             self._note(connection, "study", labeler_id, None, content)
             if before.overlap != study.overlap:
-                connection.execute(update(item).values(is_free=_num_counted() < study.overlap))
+                connection.execute(sql.COUNT_ALL_AGAIN, {"overlap": study.overlap})
         self._counted = (float("-inf"), 0)
 
     def add_items(self, items: Iterable[Item], priority: float = 0.0, reason: str = "") -> int:
@@ -139,9 +138,9 @@ class Store:
         with self.database.writing() as connection:
             study = _study(connection)
             self._expire(connection, now, study)
-            mine = and_(assignment.c.labeler_id == labeler_id, assignment.c.state == "open")
-            open_one = connection.execute(select(assignment.c.item_id).where(mine).limit(1)).scalar()
-            item_id = open_one or self._find_free(connection, labeler_id)
+            its = {"its_labeler": labeler_id}
+            open_one = connection.execute(sql.OPEN_ONE, its).scalar()
+            item_id = open_one or connection.execute(sql.FREE, its).scalar()
             if item_id is None:
                 return None
             self._lend(connection, item_id, labeler_id, "open", now + 60 * study.lease_minutes)
@@ -149,33 +148,20 @@ class Store:
                 _count_again(connection, item_id, study)
             return self._show(connection, item_id, labeler_id)
 
-    def _find_free(self, connection: Connection, labeler_id: int) -> str | None:
-        """By priority; else in the order of ids, which are hashes: at random, and the same on every machine."""
-        is_mine = exists().where(
-            assignment.c.item_id == item.c.id,
-            assignment.c.labeler_id == labeler_id,
-            assignment.c.state != "expired",
-        )
-        found = select(item.c.id).where(item.c.is_free, ~is_mine).order_by(item.c.priority.desc(), item.c.id.desc())
-        return connection.execute(found.limit(1)).scalar()
-
     def _lend(self, connection: Connection, item_id: str, labeler_id: int, state: str, until: float) -> None:
-        its = and_(assignment.c.item_id == item_id, assignment.c.labeler_id == labeler_id)
-        values = {"state": state, "lease_until": until}
-        if connection.execute(update(assignment).where(its).values(**values)).rowcount:
+        its = {"its_item": item_id, "its_labeler": labeler_id}
+        if connection.execute(sql.LEND, {**its, "new_state": state, "until": until}).rowcount:
             return
         seed = secrets.randbits(62)
         shown = shuffle(_candidate_ids(connection, item_id), seed)
-        values |= {"item_id": item_id, "labeler_id": labeler_id, "shown": shown, "seed": seed, "version": 0}
-        connection.execute(insert(assignment).values(**values))
+        values = {"item_id": item_id, "labeler_id": labeler_id, "state": state, "lease_until": until}
+        connection.execute(insert(assignment), {**values, "shown": shown, "seed": seed, "version": 0, "draft": None})
         self._note(connection, "opened", labeler_id, item_id, {"shown": shown, "seed": seed})
 
     def _expire(self, connection: Connection, now: float, study: Study) -> None:
-        is_over = and_(assignment.c.state == "open", assignment.c.lease_until < now)
-        over = connection.execute(select(assignment.c.item_id, assignment.c.labeler_id).where(is_over)).all()
-        for item_id, labeler_id in over:
-            its = and_(assignment.c.item_id == item_id, assignment.c.labeler_id == labeler_id)
-            connection.execute(update(assignment).where(its).values(state="expired"))
+        for item_id, labeler_id in connection.execute(sql.OVER, {"now": now}).all():
+            its = {"its_item": item_id, "its_labeler": labeler_id}
+            connection.execute(sql.LEND, {**its, "new_state": "expired", "until": now})
             self._note(connection, "expired", labeler_id, item_id, {})
             _count_again(connection, item_id, study)
 
@@ -199,10 +185,10 @@ class Store:
         row = _assignment(connection, item_id, labeler_id)
         if row is None:
             raise NotLentError("no such item among those you were shown")
-        messages = connection.execute(select(item.c.messages).where(item.c.id == item_id)).scalar_one()
-        asked = select(candidate.c.id, candidate.c.text).where(candidate.c.item_id == item_id)
-        texts = {name: text for name, text in connection.execute(asked)}
-        said = connection.execute(select(event.c.payload).where(event.c.id == row["version"])).scalar()
+        its = {"its_item": item_id}
+        messages = connection.execute(sql.MESSAGES, its).scalar_one()
+        texts = {name: text for name, text in connection.execute(sql.CANDIDATES, its)}
+        said = connection.execute(sql.PAYLOAD, {"number": row["version"]}).scalar() if row["version"] else None
         return Shown(
             item_id,
             tuple(Message(turn["role"], turn["content"]) for turn in messages),
@@ -220,10 +206,10 @@ class Store:
         """Keeps what is not said yet, and the lease with it. An older page's draft is not taken."""
         with self.database.writing() as connection:
             row = self._expect(connection, item_id, labeler_id, version)
-            values: dict[str, Any] = {"draft": dict(draft)}
-            if row["state"] == "open":
-                values["lease_until"] = self.clock() + 60 * _study(connection).lease_minutes
-            connection.execute(update(assignment).where(_its(row)).values(**values))
+            is_open = row["state"] == "open"
+            until = self.clock() + 60 * _study(connection).lease_minutes if is_open else row["lease_until"]
+            its = {"its_item": item_id, "its_labeler": labeler_id}
+            connection.execute(sql.DRAFT, {**its, "new_draft": dict(draft), "until": until})
 
     def rank(
         self, labeler_id: int, item_id: str, version: int, key: str, response: Response, seconds: float | None = None
@@ -267,8 +253,7 @@ class Store:
         say: Callable[[Connection, RowMapping], tuple[str, str, dict[str, Any]]],
     ) -> int:
         with self.database.writing() as connection:
-            repeated = select(event.c.id, event.c.item_id).where(event.c.labeler_id == labeler_id, event.c.key == key)
-            before = connection.execute(repeated).first()
+            before = connection.execute(sql.REPEATED, {"its_labeler": labeler_id, "its_key": key}).first()
             if before is not None and before.item_id == item_id:
                 return int(before.id)
             if before is not None:
@@ -277,8 +262,8 @@ class Store:
             action, state, payload = say(connection, row)
             order = {"shown": row["shown"], "seed": row["seed"]}
             number = self._note(connection, action, labeler_id, item_id, {**payload, **order}, key)
-            values = {"state": state, "version": number, "draft": None}
-            connection.execute(update(assignment).where(_its(row)).values(**values))
+            its = {"its_item": item_id, "its_labeler": labeler_id}
+            connection.execute(sql.ANSWER, {**its, "new_state": state, "new_version": number})
             _count_again(connection, item_id, _study(connection))
             return number
 
@@ -292,7 +277,7 @@ class Store:
 
     def history(self, labeler_id: int, before: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
         """What this person has done, newest first: item, version, state, the prompt's last turn."""
-        its = and_(assignment.c.labeler_id == labeler_id, assignment.c.state.in_(DONE))
+        its = and_(assignment.c.labeler_id == labeler_id, assignment.c.state.in_(sql.DONE))
         found = select(assignment.c.item_id, assignment.c.version, assignment.c.state, item.c.messages)
         found = found.join(item, item.c.id == assignment.c.item_id).where(its)
         if before is not None:
@@ -308,16 +293,13 @@ class Store:
         ]
 
     def progress(self, labeler_id: int) -> Progress:
-        mine = select(assignment.c.state, item.c.is_free, func.count()).join(item, item.c.id == assignment.c.item_id)
-        mine = mine.where(assignment.c.labeler_id == labeler_id).group_by(assignment.c.state, item.c.is_free)
         with self.database.reading() as connection:
-            counts = connection.execute(mine).all()
+            counts = connection.execute(sql.MINE, {"its_labeler": labeler_id}).all()
             if self.clock() - self._counted[0] > SECONDS_OF_COUNT:
-                free = connection.execute(select(func.count()).select_from(item).where(item.c.is_free)).scalar_one()
-                self._counted = (self.clock(), free)
-        done = sum(count for state, is_free, count in counts if is_free and state in DONE)
+                self._counted = (self.clock(), connection.execute(sql.NUM_FREE).scalar_one())
+        done = sum(count for state, is_free, count in counts if is_free and state in sql.DONE)
         at_it = sum(count for state, is_free, count in counts if not is_free and state == "open")
-        by_state = {name: sum(count for state, _, count in counts if state == name) for name in DONE}
+        by_state = {name: sum(count for state, _, count in counts if state == name) for name in sql.DONE}
         left = max(self._counted[1] - done, 0) + at_it
         return Progress(by_state["ranked"], by_state["skipped"], left)
 
@@ -336,8 +318,7 @@ class Store:
         key: str | None = None,
     ) -> int:
         values = {"at": self.clock(), "labeler_id": labeler_id, "item_id": item_id, "action": action, "key": key}
-        made = connection.execute(insert(event).values(payload=dict(payload), **values).returning(event.c.id))
-        return int(made.scalar_one())
+        return int(connection.execute(sql.NOTE, {**values, "payload": dict(payload)}).scalar_one())
 
 
 def shuffle(names: Sequence[str], seed: int) -> list[str]:
@@ -348,29 +329,18 @@ def shuffle(names: Sequence[str], seed: int) -> list[str]:
 
 
 def _study(connection: Connection) -> Study:
-    kept = connection.execute(select(setting.c.value).where(setting.c.name == "study")).scalar()
+    kept = connection.execute(sql.STUDY).scalar()
     return Study() if kept is None else Study(**kept)
 
 
 def _candidate_ids(connection: Connection, item_id: str) -> list[str]:
-    return list(connection.execute(select(candidate.c.id).where(candidate.c.item_id == item_id)).scalars())
+    return list(connection.execute(sql.CANDIDATES, {"its_item": item_id}).scalars())
 
 
 def _assignment(connection: Connection, item_id: str, labeler_id: int) -> RowMapping | None:
-    its = and_(assignment.c.item_id == item_id, assignment.c.labeler_id == labeler_id)
-    return connection.execute(select(assignment).where(its)).mappings().first()
-
-
-def _its(row: RowMapping) -> Any:
-    return and_(assignment.c.item_id == row["item_id"], assignment.c.labeler_id == row["labeler_id"])
-
-
-def _num_counted() -> Any:
-    """Places of an item that are filled, for each row of `item`."""
-    counted = assignment.c.state.in_(COUNTED)
-    filled = select(func.count()).select_from(assignment).where(assignment.c.item_id == item.c.id, counted)
-    return filled.correlate(item).scalar_subquery()
+    its = {"its_item": item_id, "its_labeler": labeler_id}
+    return connection.execute(sql.ASSIGNMENT, its).mappings().first()
 
 
 def _count_again(connection: Connection, item_id: str, study: Study) -> None:
-    connection.execute(update(item).where(item.c.id == item_id).values(is_free=_num_counted() < study.overlap))
+    connection.execute(sql.COUNT_AGAIN, {"its_item": item_id, "overlap": study.overlap})
