@@ -189,6 +189,11 @@ def test_the_catalogue_holds_what_it_says() -> None:
     assert classes["positive"] == sum(score > 0.5 for score in scores)
     assert classes["negative"] == sum(score < -0.5 for score in scores)
     assert len(read_rows(assets.dataset_file("construction-faq"))) == 503
+    pairs = read_rows(assets.dataset_file("construction-translation"))
+    assert len(pairs) == 1006
+    first = pairs[0].fields
+    assert first["prompt"] == "Translate from Swedish to English: Vad är bygglov?"
+    assert first["completion"] == "What is a bygglov (building permit)?"
     with pytest.raises(InputError, match="'construction-faq' has no rows for regression"):
         assets.dataset_file("construction-faq", "regression")
 

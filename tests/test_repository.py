@@ -5,6 +5,9 @@ As in test_architecture: each rule takes what it judges as an argument and is sh
 
 from __future__ import annotations
 
+import ast
+import importlib
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -191,3 +194,37 @@ def test_a_planted_name_is_caught(text: str) -> None:
 @pytest.mark.parametrize("text", ["at work/home we", "runs/work/x", "https://x.example/home/page", "torch.org"])
 def test_an_innocent_name_is_let_be(text: str) -> None:
     assert foreign_names({"a.md": text}) == []
+
+
+# Benchmarks and examples
+
+
+def names_that_are_not_there(source: str) -> list[str]:
+    """What a script imports from tunesmith and would not find: most scripts are not run by any test."""
+    wanted = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "tunesmith"
+        for alias in node.names
+    ]
+    return [f"{module}.{name}" for module, name in wanted if not _is_there(str(module), name)]
+
+
+def _is_there(module: str, name: str) -> bool:
+    found = importlib.import_module(module)
+    is_package = hasattr(found, "__path__")
+    return hasattr(found, name) or (is_package and importlib.util.find_spec(f"{module}.{name}") is not None)
+
+
+@pytest.mark.parametrize(
+    "script",
+    sorted(path for part in ("benchmarks", "examples") for path in (ROOT / part).glob("*.py")),
+    ids=lambda path: path.name,
+)
+def test_scripts_import_what_is_there(script: Path) -> None:
+    assert names_that_are_not_there(script.read_text(encoding="utf-8")) == []
+
+
+def test_an_import_of_nothing_is_found() -> None:
+    source = "def f():\n    from tunesmith.methods.reparam import ROWS, adopted_elsewhere\n"
+    assert names_that_are_not_there(source) == ["tunesmith.methods.reparam.adopted_elsewhere"]

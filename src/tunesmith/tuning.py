@@ -190,6 +190,8 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     network = load_network(config.model, task, parts.train.class_names)
     use_prefix(network.tokenizer, config.source_prefix)
     put_under(network, method, config, dtype, partial(move, device=device))
+    if method.inform is not None:
+        method.inform(network, config, train, dtype)
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     rates = find_rates(network, method, config)
     plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates)
@@ -254,6 +256,7 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         batch_size=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
         optim=config.optim,
+        galore_rank=config.galore_rank,
         weight_decay=config.weight_decay,
         l2_sp=config.l2_sp,
         penalty=Penalty(config.label_smoothing_factor, config.z_loss),

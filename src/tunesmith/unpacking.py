@@ -113,11 +113,26 @@ def convert_vader(file: str) -> Convert:
     return convert
 
 
+FAQ = "zaragoza_construction_faq/data"
+
+
 def convert_faq(package: Path, folder: Path) -> None:
-    raw = _read_wheel(package, "zaragoza_construction_faq/data/faq-en-alpaca.jsonl").decode("utf-8")
+    raw = _read_wheel(package, f"{FAQ}/faq-en-alpaca.jsonl").decode("utf-8")
     rows = [json.loads(line) for line in raw.splitlines()]
     pairs = [{"prompt": row["instruction"], "completion": row["output"]} for row in rows]
     _write_rows(folder / "generation.jsonl", pairs)
+
+
+def convert_faq_pairs(package: Path, folder: Path) -> None:
+    """Each question and each answer of the English edition that the Swedish one has too, as something to translate."""
+    editions = [
+        {row["id"]: row for row in map(json.loads, _read_wheel(package, f"{FAQ}/{name}").decode("utf-8").splitlines())}
+        for name in ("faq.jsonl", "faq-en.jsonl")
+    ]
+    swedish, english = editions
+    pairs = [(swedish[id_][part], english[id_][part]) for id_ in english if id_ in swedish for part in ("q", "a")]
+    asked = [{"prompt": f"Translate from Swedish to English: {given}", "completion": said} for given, said in pairs]
+    _write_rows(folder / "generation.jsonl", asked)
 
 
 def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -139,6 +139,18 @@ def test_resume_begins_where_nothing_is(place: Path, tmp_path: Path, whole: dict
     assert (tmp_path / "run/manifest.json").stat().st_mtime_ns == stamp
 
 
+def test_what_was_cut_off_before_it_began_begins(place: Path, tmp_path: Path) -> None:
+    """Killed between its first two files. One that has trained is not begun anew for want of a file."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(settings(place, run).to_yaml(), encoding="utf-8")
+    tune(settings(place, run, resume=True, max_steps=4), quiet=True)
+    (run / "manifest.json").unlink()
+    (run / "inputs.json").unlink()
+    with pytest.raises(InputError, match=r"inputs\.json: missing or damaged"):
+        tune(settings(place, run, resume=True), quiet=True)
+
+
 def test_resuming_nothing_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["tune", "--resume", "--output", str(tmp_path / "none")]) == 2
     assert (

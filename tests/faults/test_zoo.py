@@ -298,7 +298,7 @@ def test_a_new_head_is_no_part_of_the_fingerprint(clean: Path) -> None:
 def test_a_method_leaves_the_fingerprint(method: str, clean: Path) -> None:
     network = load_network(str(clean), "classification", ("a", "b"))
     before = network.fingerprint
-    if method != "bitfit":  # nothing there to train
+    if method not in ("bitfit", "cross-attention"):  # nothing there to train
         METHODS[method].apply(network, settings(method))
     assert network.fingerprint == before == load_network(str(clean), "classification", ("a", "b")).fingerprint
 

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tests.parity.test_packed import make_rows, padded_loss
-from tests.parity.tiny import DECODERS, make_network
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from tests.parity import test_encdec, test_packed
+from tests.parity.tiny import DECODERS, ENCODER_DECODERS, make_network
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from tunesmith.config import TuneConfig
 from tunesmith.data.pack import pack
@@ -23,8 +28,9 @@ from tunesmith.methods.method import Method
 from tunesmith.methods.table import METHODS
 from tunesmith.models.load import Network, load_network
 from tunesmith.models.packed import packed_logits
+from tunesmith.models.sparse import is_sparse
 from tunesmith.models.wrap import merge
-from tunesmith.records import Task
+from tunesmith.records import Task, TokenizedExample
 from tunesmith.train.checkpoint import State, find_newest, load_checkpoint, save_checkpoint
 from tunesmith.train.loop import trainable
 from tunesmith.train.objective import judged_losses
@@ -33,11 +39,13 @@ from tunesmith.train.optim import make_optimizer
 # What a method may train, by words in the parameter's name; "lora_" where nothing is said. Heads come on top.
 TRAINED = {
     "full": ("",),
-    "last-layers": (".2.", "norm", "ln_f"),
+    "last-layers": (".2.", "norm", "ln_f", "decoder.layers.1."),
     "first-layers": (".0.",),
     "chosen": (".1.",),
-    "attention": ("att", "Wqkv", "Wo", "q_lin", "k_lin", "v_lin", "out_lin"),
-    "embeddings": ("word_embeddings", "embed_tokens", "wte", "tok_embeddings"),
+    "attention": ("att", "Attention.", "Wqkv", "Wo", "q_lin", "k_lin", "v_lin", "out_lin"),
+    "cross-attention": ("EncDecAttention.", "encoder_attn."),
+    "embeddings": ("word_embeddings", "embed_tokens", "wte", "tok_embeddings", "shared"),
+    "sparse": ("sparse_values",),
     "bitfit": ("bias",),
     "norms": ("norm", "LayerNorm", "ln_"),
     "head-only": ("lm_head",),
@@ -46,8 +54,10 @@ TRAINED = {
     "parallel": ("bottleneck",),
     "prompt": ("prompt_encoder",),
     "p-tuning": ("prompt_encoder",),
+    "prefix": ("prompt_encoder",),
     "hra": ("hra_",),
     "pissa": ("lora_",),
+    "eva": ("lora_",),
     "olora": ("lora_",),
     "dora": ("lora_",),
     "rslora": ("lora_",),
@@ -65,6 +75,10 @@ IMPOSSIBLE = {
     ("modernbert", "bitfit"): "has no bias vectors",
     ("gpt2", "head-only"): "tied weights",
     ("gemma3", "head-only"): "tied weights",
+    ("t5", "bitfit"): "has no bias vectors",
+    ("t5", "head-only"): "tied weights",
+    ("bart", "head-only"): "tied weights",
+    ("marian", "head-only"): "tied weights",
     ("modernbert", "ia3"): "Name them with --target-modules",
 }
 PLAIN_PEFT_WARNS = [
@@ -79,11 +93,35 @@ def refusal_of(kind: str, method: Method) -> str:
     """What the method says of a kind of model that it cannot change; empty when it can."""
     if kind == "gpt2" and not method.transposed:
         return "keep it the other way round (Conv1D)"
+    if kind not in ENCODER_DECODERS and method.name == "cross-attention":
+        return "as only an encoder-decoder has"
+    if kind not in DECODERS and method.name == "prefix":
+        return "puts keys and values before those of a decoder"
+    if kind in ENCODER_DECODERS and method.virtual:
+        return "an encoder-decoder reads two"
     return IMPOSSIBLE.get((kind, method.name), "")
 
 
 def task_of(kind: str) -> Task:
-    return "generation" if kind in DECODERS else "classification"
+    return "generation" if kind in DECODERS or kind in ENCODER_DECODERS else "classification"
+
+
+def auto_of(kind: str) -> Any:
+    if kind in ENCODER_DECODERS:
+        return AutoModelForSeq2SeqLM
+    return AutoModelForCausalLM if kind in DECODERS else AutoModelForSequenceClassification
+
+
+def make_rows(network: Network) -> list[TokenizedExample]:
+    if network.model.config.is_encoder_decoder:
+        return test_encdec.make_rows(network)
+    return test_packed.make_rows(network.task)
+
+
+def padded_loss(kind: str, plain: Any, rows: list[TokenizedExample]) -> torch.Tensor:
+    if kind in ENCODER_DECODERS:
+        return test_encdec.padded_loss(plain, rows)
+    return test_packed.padded_loss(plain, rows, task_of(kind))
 
 
 @cache
@@ -111,18 +149,20 @@ def put_under(kind: str, method: Method) -> Network:
     network = fresh(kind)
     torch.manual_seed(0)
     method.apply(network, small(method))
+    if method.inform is not None:
+        method.inform(network, small(method), make_rows(network), torch.float32)
     network.model.eval()
     return network
 
 
 def logits_of(network: Network) -> torch.Tensor:
-    rows = make_rows(network.task)
+    rows = make_rows(network)
     with torch.no_grad():
         return packed_logits(network, pack(rows, network.num_virtual, network.is_decoder))
 
 
 def train(network: Network, state: State, steps: int) -> list[float]:
-    rows, losses = make_rows(network.task), []
+    rows, losses = make_rows(network), []
     for _ in range(steps):
         state.optimizer.zero_grad()
         loss = judged_losses(network, pack(rows, network.num_virtual, network.is_decoder))[0].mean()
@@ -178,13 +218,34 @@ def _only_what_is_named(method: Method, names: list[str]) -> None:
 def _only_trained_ones_changed(before: dict[str, torch.Tensor], model: PreTrainedModel) -> None:
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert changed <= trained
+    assert {name for name in changed - trained if not _only_there(model, name, before[name])} == set()
     # Without a gradient: keys' biases (softmax ignores them), factors of biases that are zero, rows' unseen words.
     still = {name for name in trained - changed if not any(part in name for part in STILL)}
     assert not still, sorted(still)
 
 
-STILL = ("key.bias", "key.glora_C", "key.glora_E", "k_lin.bias", "k_lin.glora_C", "glora_D", "position", "embeddings")
+def _only_there(model: PreTrainedModel, name: str, before: torch.Tensor) -> bool:
+    """Whether a matrix of which a few weights are trained has changed in these alone."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    if not is_sparse(module):
+        return False
+    changed = (model.get_parameter(name) != before).view(-1).nonzero().view(-1)
+    return bool(torch.isin(changed, module.sparse_places).all())  # type: ignore[arg-type]
+
+
+STILL = (
+    "key.bias",
+    "k_lin.bias",
+    "k_proj.bias",
+    "k_proj.glora_C",
+    "k_proj.glora_E",
+    "key.glora_C",
+    "key.glora_E",
+    "k_lin.glora_C",
+    "glora_D",
+    "position",
+    "embeddings",
+)
 
 
 def _resumes(kind: str, method: Method, checkpoints: Path, losses: list[float], logits: torch.Tensor) -> None:
@@ -200,7 +261,7 @@ def _resumes(kind: str, method: Method, checkpoints: Path, losses: list[float], 
 
 def _plain(kind: str, method: Method, run: Path, trainable: bool) -> Any:
     """The saved run as transformers and peft alone read it."""
-    auto = AutoModelForCausalLM if task_of(kind) == "generation" else AutoModelForSequenceClassification
+    auto = auto_of(kind)
     if method.saving.whole:
         return auto.from_pretrained(run, attn_implementation="eager").eval()
     base = auto.from_pretrained(_home(kind).name, attn_implementation="eager")
@@ -210,16 +271,23 @@ def _plain(kind: str, method: Method, run: Path, trainable: bool) -> Any:
 def _plain_libraries_agree(kind: str, method: Method, run: Path, tuned: torch.Tensor) -> None:
     if method.name in ("bottleneck", "houlsby", "parallel"):  # peft has none
         return
-    plain, rows = _plain(kind, method, run, trainable=False), make_rows(task_of(kind))
-    rows = [rows[index] for index in pack(rows, share=task_of(kind) == "generation").rows]
+    plain, rows = _plain(kind, method, run, trainable=False), make_rows(fresh(kind))
+    rows = [rows[index] for index in pack(rows, share=kind in DECODERS).rows]
     with torch.no_grad():
-        every = [plain(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
-    if task_of(kind) == "generation":
-        virtual = every[0].shape[0] - len(rows[0].input_ids)
-        every = [logits[virtual:][_places(row.trained)] for logits, row in zip(every, rows, strict=True)]
-    torch.testing.assert_close(
-        torch.cat([part.reshape(-1, tuned.shape[1]) for part in every]), tuned, atol=2e-5, rtol=1e-4
-    )
+        every = torch.cat([_judged_by(plain, kind, row) for row in rows])
+    torch.testing.assert_close(every, tuned, atol=2e-5, rtol=1e-4)
+
+
+def _judged_by(plain: Any, kind: str, row: TokenizedExample) -> torch.Tensor:
+    """(N, V) or (1, C): what the model alone says of one row, where it is judged."""
+    if kind in ENCODER_DECODERS:
+        source, target = test_encdec.split(row)
+        shifted = torch.tensor([[row.start, *target[:-1]]])
+        return plain(input_ids=torch.tensor([source]), decoder_input_ids=shifted).logits[0]  # type: ignore[no-any-return]
+    logits: torch.Tensor = plain(input_ids=torch.tensor([row.input_ids])).logits[0]
+    if kind not in DECODERS:
+        return logits[None]
+    return logits[logits.shape[0] - len(row.input_ids) :][_places(row.trained)]
 
 
 def _places(trained: tuple[bool, ...]) -> list[int]:
@@ -232,11 +300,13 @@ def gradients(kind: str, method: Method, folder: Path) -> Iterator[tuple[str, to
     network = put_under(kind, method)
     train(network, state_of(network, method), 1)  # away from zero
     method.saving.save(network, folder)
-    network.model.zero_grad()
-    rows = make_rows(network.task)
+    network.root.zero_grad()
+    rows = make_rows(network)
     judged_losses(network, pack(rows, network.num_virtual, network.is_decoder))[0].mean().backward()
-    plain = _plain(kind, method, folder, trainable=True)
-    padded_loss(plain, rows, network.task).backward()
+    plain = _plain(kind, method, folder, trainable=not method.virtual)
+    if method.virtual:  # PEFT refuses to train what was loaded
+        plain.prompt_encoder.requires_grad_(True)
+    padded_loss(kind, plain, rows).backward()
     theirs = {name: p.grad for name, p in plain.named_parameters() if p.requires_grad}
     for name, parameter in trainable(network):
         assert parameter.grad is not None
@@ -245,6 +315,7 @@ def gradients(kind: str, method: Method, folder: Path) -> Iterator[tuple[str, to
 
 DECODER_KINDS = ("llama", "qwen3", "gemma3", "gpt2")
 ENCODER_KINDS = ("bert", "roberta", "distilbert", "modernbert")
+ENCODER_DECODER_KINDS = ("t5", "bart", "marian")
 
 
 def cells(kinds: tuple[str, ...]) -> list[Any]:

@@ -217,7 +217,7 @@ def test_an_option_for_nobody_is_an_error(option: str, words: str) -> None:
 def test_virtual_tokens_take_places_of_a_row(tmp_path: Path) -> None:
     base = str(save_base("llama", "generation", tmp_path))
     longest = {name: find_max_length(config(name, model=base)) for name in METHODS}
-    assert {name for name, length in longest.items() if length == 64 - 3} == {"prompt", "p-tuning"}
+    assert {name for name, length in longest.items() if length == 64 - 3} == {"prompt", "p-tuning", "prefix"}
     assert set(longest.values()) == {64, 64 - 3}
 
 

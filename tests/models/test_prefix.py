@@ -110,6 +110,7 @@ def test_an_unknown_row_goes_the_whole_way(tmp_path: Path) -> None:
         ("bert", "classification", "bitfit", 0),
         ("bert", "classification", "bottleneck", 0),
         ("llama", "generation", "prompt", 0),
+        ("llama", "generation", "prefix", 0),
         ("llama", "generation", "lora", 0),
         ("llama", "generation", "norms", 0),
         ("modernbert", "regression", "head-only", 3),

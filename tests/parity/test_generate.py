@@ -98,7 +98,7 @@ def test_logprobs_equal_a_pass_over_prompt_and_answer(network: Network) -> None:
             torch.testing.assert_close(torch.tensor(answer.logprobs), expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("method", ["lora", "bottleneck", "prompt"])
+@pytest.mark.parametrize("method", ["lora", "bottleneck", "prompt", "prefix"])
 def test_methods_answer_as_through_transformers(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = applied("llama", "generation", method, tmp_path)
     torch.manual_seed(1)

@@ -60,6 +60,7 @@ def padded_loss(model: PreTrainedModel, rows: Sequence[TokenizedExample], task: 
         )
     logits = model(input_ids=ids, attention_mask=mask).logits
     if task == "generation":
+        logits = logits[:, -longest:]  # without those of virtual tokens
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     targets = torch.tensor([row.target for row in rows])
     return F.mse_loss(logits[:, 0], targets) if task == "regression" else F.cross_entropy(logits, targets)

@@ -51,7 +51,7 @@ class Adapter:
         given |= dict(self.settings) | _lora_keys(self.kind, config)
         if self.fit is not None:
             given |= self.fit(_sizes(network, config))
-        given |= _options_of(self.name, config)
+        given |= options_of(self.name, config)
         try:
             made = self.kind(**{key: value for key, value in given.items() if key in known})
             with quietly():
@@ -114,7 +114,7 @@ def _lora_keys(kind: type[PeftConfig], config: TrainingConfig) -> dict[str, Any]
     return {"r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
 
 
-def _options_of(name: str, config: TrainingConfig) -> dict[str, Any]:
+def options_of(name: str, config: TrainingConfig) -> dict[str, Any]:
     """Those of `method_options` that are for this method: `name.key`, without the name."""
     given = config.method_options.items()
     return {key.partition(".")[2]: value for key, value in given if key.startswith(f"{name}.")}

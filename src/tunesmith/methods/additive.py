@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, PromptEncoderConfig, PromptTuningConfig, PromptTuningInit
+from peft import IA3Config, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, PromptTuningInit
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as IA3_FEED,
 )
@@ -17,15 +17,18 @@ from peft.utils import (
 )
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import DynamicCache, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.methods.adapters import adapter, common_keys
 from tunesmith.methods.method import Method, Saving, save_pretrained
+from tunesmith.models.attention import unpacked
 from tunesmith.models.layers import find_layers, find_sublayers, freeze_body, linear_names
 from tunesmith.models.load import Network
 from tunesmith.models.safety import check_folder, refuse_foreign
+from tunesmith.models.virtual import as_past
 from tunesmith.models.weights import read_json, refuse_broken
 from tunesmith.models.wrap import read, wrap
 from tunesmith.storage import write_json
@@ -147,7 +150,7 @@ def _insert(network: Network, place: str, size: int) -> None:
 
 
 # Names of the layers that make keys, values and the feed-forward layer's output, beside those that PEFT knows.
-IA3_NAMES = (("k_proj", "v_proj", "down_proj"), ("k_lin", "v_lin", "lin2"))
+IA3_NAMES = (("k_proj", "v_proj", "down_proj"), ("k_proj", "v_proj", "fc2"), ("k_lin", "v_lin", "lin2"))
 
 
 def find_ia3_targets(network: Network, config: TrainingConfig) -> dict[str, Any]:
@@ -177,6 +180,49 @@ def add_encoded_prompt(network: Network, config: TrainingConfig) -> None:
     adopt_prompt(network, wrap(network.model, PromptEncoderConfig(**_virtual(network, config))))
 
 
+def add_prefix(network: Network, config: TrainingConfig) -> None:
+    """Prefix tuning: keys and values before every row, in every layer (Li & Liang 2021, arXiv 2101.00190). They start
+    as those of words drawn from the vocabulary (the same, section 7.4): random ones drown what the row says.
+
+    Raises:
+        InputError: a model that is no decoder.
+    """
+    model = network.model
+    if not network.is_decoder:
+        raise InputError(
+            f"prefix puts keys and values before those of a decoder, and '{network.source}' is none. "
+            "Take prompt or lora"
+        )
+    wrapped = wrap(model, PrefixTuningConfig(**_virtual(network, config)))
+    words = torch.randint(model.config.vocab_size, (config.num_virtual_tokens,), device=model.device)
+    weight = wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight
+    weight.data.copy_(_past_of_words(model, words))
+    adopt_prefix(network, wrapped)
+
+
+@torch.no_grad()
+def _past_of_words(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """(P, L 2 K W), as PEFT keeps it: the keys and values that a decoder has for a row of P words."""
+    cache = DynamicCache()  # without the model's settings it keeps all that a sliding window would drop
+    with unpacked(model):
+        model(input_ids=ids[None], past_key_values=cache, use_cache=True)
+    every = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
+    return every.permute(3, 0, 1, 2, 4).flatten(1)
+
+
+def adopt_prefix(network: Network, wrapped: Any) -> None:
+    """Lets attention find the keys and values of a PEFT prefix."""
+    name = wrapped.active_adapter
+    encoder, said = wrapped.prompt_encoder[name], wrapped.peft_config[name]
+    network.wrapper = wrapped
+    network.num_virtual = said.num_virtual_tokens
+    network.past = lambda: as_past(encoder.embedding.weight, said.num_layers, said.num_attention_heads)
+
+
+def restore_prefix(network: Network, folder: Path) -> None:
+    adopt_prefix(network, read(network.model, folder))
+
+
 def _virtual(network: Network, config: TrainingConfig) -> dict[str, Any]:
     """Sizes are given, because PEFT does not find those of every family."""
     model = network.model.config
@@ -204,6 +250,7 @@ def restore_prompt(network: Network, folder: Path) -> None:
 
 
 PROMPT = Saving("PEFT adapter", save_pretrained, restore_prompt)
+PREFIX = Saving("PEFT adapter", save_pretrained, restore_prefix)
 BOTTLENECK = Saving("own files", save_bottlenecks, restore_bottlenecks)
 
 ROWS = (
@@ -254,6 +301,18 @@ ROWS = (
         (1e-3, 1e-3),
         add_encoded_prompt,
         PROMPT,
+        by_width=False,
+        starts_equal=False,
+        virtual=True,
+    ),
+    Method(
+        "prefix",
+        "additive",
+        "keys and values before each row, in every layer",
+        "Li & Liang 2021, arXiv 2101.00190",
+        (5e-3, 5e-3),
+        add_prefix,
+        PREFIX,
         by_width=False,
         starts_equal=False,
         virtual=True,

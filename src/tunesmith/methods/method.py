@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from tunesmith.config import TrainingConfig
 from tunesmith.models.load import Network, quietly
+from tunesmith.records import TokenizedExample
 
+Inform = Callable[[Network, TrainingConfig, Sequence[TokenizedExample], torch.dtype], None]
 Family = Literal["full", "selective", "additive", "reparameterised"]
 
 
@@ -57,6 +61,7 @@ class Method:
     part of the base model's own weights; `starts_equal` that the model is as it was before the first step;
     `transposed` that GPT-2's linear layers (Conv1D), which keep their matrix the other way round, will do;
     `foreseen` that it can be planned without weights; `virtual` that `num_virtual_tokens` stand before each row.
+    `inform` looks at training rows once the network is ready, before the first step, in products of the type given.
     `options` are the keys that it takes as `method_options`.
     """
 
@@ -75,4 +80,5 @@ class Method:
     transposed: bool = True
     foreseen: bool = True
     virtual: bool = False
+    inform: Inform | None = None
     options: frozenset[str] = frozenset()

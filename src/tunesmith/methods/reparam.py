@@ -6,6 +6,7 @@ Parameters and files are PEFT's. For LoRA and DoRA and those that only begin els
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -40,13 +41,16 @@ from peft import (
     WaveFTConfig,
     get_peft_model_state_dict,
 )
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import save_file
 
 from tunesmith.config import TrainingConfig
 from tunesmith.methods.adapters import Adapter, Sizes, adapter, largest_factor, restore_adapter
+from tunesmith.methods.informed import main_directions
 from tunesmith.methods.method import Method, Saving
 from tunesmith.models.load import Network
 from tunesmith.models.safety import ADAPTER_WEIGHTS
+from tunesmith.records import TokenizedExample
 
 A, B = "lora_A", "lora_B"
 
@@ -95,6 +99,18 @@ def _half(key: str) -> str:
 def lora_plus(name: str) -> float:
     """B learns 16 times as fast as A (Hayou et al. 2024, arXiv 2402.12354, section 5)."""
     return 16.0 if f".{B}." in name else 1.0
+
+
+def begin_with_inputs(
+    network: Network, config: TrainingConfig, rows: Sequence[TokenizedExample], dtype: torch.dtype
+) -> None:
+    """EVA (Paischer et al. 2024, arXiv 2410.07170): A begins with the directions in which a layer's inputs are largest,
+    the same number in each layer; B with zeros, so that the model is as it was."""
+    root: Any = network.root
+    layers = [module for module in root.modules() if isinstance(module, LoraLinear)]
+    for layer, directions_RI in zip(layers, main_directions(network, layers, config.lora_r, rows, dtype), strict=True):
+        factor: Any = layer.lora_A[layer.active_adapters[0]]
+        factor.weight.data.copy_(directions_RI)
 
 
 _row = partial(adapter, "reparameterised")
@@ -177,6 +193,16 @@ ROWS = (
     _starting("pissa", "LoRA that begins with the largest singular vectors", "Meng et al. 2024, arXiv 2404.02948"),
     _starting(
         "olora", "LoRA that begins with an orthonormal basis", "Büyükakyüz 2024, arXiv 2406.01775", transposed=False
+    ),
+    replace(
+        _row(
+            "eva",
+            "LoRA that begins with the main directions of a layer's inputs",
+            "Paischer et al. 2024, arXiv 2410.07170",
+            LoraConfig,
+            transposed=True,
+        ),
+        inform=begin_with_inputs,
     ),
     _row(
         "hira",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
+import torch
 from peft import ShiraConfig
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError, nearest
-from tunesmith.methods.adapters import Sizes, adapter
-from tunesmith.methods.method import Method
-from tunesmith.models.layers import find_layers, freeze_body, is_attention, is_norm
-from tunesmith.models.load import Network
+from tunesmith.methods.adapters import Sizes, adapter, options_of
+from tunesmith.methods.informed import squared_gradients
+from tunesmith.methods.method import Method, Saving
+from tunesmith.models.layers import find_layers, freeze_body, is_attention, is_cross_attention, is_norm
+from tunesmith.models.load import Network, quietly
+from tunesmith.models.sparse import VALUES, bind_weights, free_weights, is_sparse, settle_weights
+from tunesmith.records import TokenizedExample
 
 
 def train_last_layers(network: Network, config: TrainingConfig) -> None:
@@ -51,11 +57,29 @@ def train_embeddings(network: Network, config: TrainingConfig) -> None:
 
 def train_attention(network: Network, config: TrainingConfig) -> None:
     """Everything within the attention layers (Touvron et al. 2022, arXiv 2203.09795)."""
+    _train_parts(network, is_attention)
+
+
+def train_cross_attention(network: Network, config: TrainingConfig) -> None:
+    """Only where a decoder reads its encoder (Gheini et al. 2021, arXiv 2104.08771)."""
+    if not _train_parts(network, is_cross_attention):
+        raise InputError(
+            f"cross-attention: '{network.source}' has none, as only an encoder-decoder has. Take attention"
+        )
+
+
+def _train_parts(network: Network, wanted: Callable[[str], bool]) -> int:
+    """Parts of the blocks, by their own name; returns how many there are."""
     freeze_body(network)
-    for layer in find_layers(network.model):
-        for name, part in layer.named_modules():
-            if is_attention(name.rpartition(".")[2]):
-                part.requires_grad_(True)
+    parts = [
+        part
+        for layer in find_layers(network.model)
+        for name, part in layer.named_modules()
+        if wanted(name.rpartition(".")[2])
+    ]
+    for part in parts:
+        part.requires_grad_(True)
+    return len(parts)
 
 
 def train_chosen(network: Network, config: TrainingConfig) -> None:
@@ -119,6 +143,66 @@ def _train_matching(network: Network, what: str, wanted: Callable[[nn.Module, st
         )
 
 
+SPARSE_OPTIONS: dict[str, Any] = {"by": "fisher", "share": 0.01}
+CHOICES = ("fisher", "magnitude", "random")
+
+
+def train_sparse(network: Network, config: TrainingConfig) -> None:
+    """A share of the weights of the blocks' linear layers: those of the largest magnitude, or drawn at random; in each
+    matrix the same share (Bhardwaj et al. 2024, arXiv 2406.13175, section 3.1). `inform_sparse` has another choice.
+
+    Raises:
+        InputError: a share that is none, or an unknown choice.
+    """
+    options = SPARSE_OPTIONS | options_of("sparse", config)
+    by, share = options["by"], options["share"]
+    if by not in CHOICES:
+        raise InputError(f"method_options: sparse.by is {by!r}. It is one of {', '.join(CHOICES)}")
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise InputError(f"method_options: sparse.share is {share!r}. It is a share of the weights, such as 0.01")
+    freeze_body(network)
+    for linear in _block_linears(network):
+        weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+        count = max(1, round(share * weight.numel()))
+        if by == "magnitude":
+            places = weight.detach().abs().view(-1).topk(count).indices
+        else:
+            places = torch.randperm(weight.numel(), device=weight.device)[:count]
+        free_weights(linear, places)
+
+
+def inform_sparse(
+    network: Network, config: TrainingConfig, rows: Sequence[TokenizedExample], dtype: torch.dtype
+) -> None:
+    """By Fisher's information, the mean squared gradient of the training rows' log-likelihood: the same number of
+    weights, those with the most of it wherever they are (Sung et al. 2021, arXiv 2111.09839, equations 3 to 5)."""
+    if (SPARSE_OPTIONS | options_of("sparse", config))["by"] != "fisher":
+        return
+    linears = [linear for linear in _block_linears(network) if is_sparse(linear)]
+    count = sum(getattr(linear, VALUES).numel() for linear in linears)
+    for linear in linears:
+        bind_weights(linear)
+    found = squared_gradients(network, [linear.weight for linear in linears], rows, dtype)  # type: ignore[misc]
+    least = torch.cat([squares.view(-1) for squares in found]).topk(count).values[-1]
+    for linear, squares in zip(linears, found, strict=True):
+        places = (squares.view(-1) >= least).nonzero().view(-1)
+        if len(places):
+            free_weights(linear, places)
+
+
+def _block_linears(network: Network) -> list[nn.Module]:
+    return [part for part in find_layers(network.model).modules() if isinstance(part, nn.Linear | Conv1D)]
+
+
+def save_sparse(network: Network, folder: Path) -> None:
+    """A whole model, as transformers has it."""
+    for linear in filter(is_sparse, network.model.modules()):
+        settle_weights(linear)
+    weights = {name: tensor for name, tensor in network.model.state_dict().items() if not name.endswith(VALUES)}
+    with quietly():
+        network.model.save_pretrained(folder, state_dict=weights)
+
+
 def _as_many_as_lora(sizes: Sizes) -> dict[str, Any]:
     """As many weights as LoRA of rank 16 would train, where a matrix has them."""
     return {"r": min(16, *(prod(size) // sum(size) for size in sizes))}
@@ -143,6 +227,14 @@ ROWS = (
         (1.5e-4, 3e-4),
         train_attention,
     ),
+    Method(
+        "cross-attention",
+        "selective",
+        "where a decoder reads its encoder",
+        "Gheini et al. 2021, arXiv 2104.08771",
+        (1.5e-4, 3e-4),
+        train_cross_attention,
+    ),
     Method("embeddings", "selective", "the words' vectors", "", (7.5e-4, 7.5e-4), train_embeddings),
     Method(
         "bitfit",
@@ -163,6 +255,17 @@ ROWS = (
         by_width=False,
     ),
     Method("head-only", "selective", "the head only", "", (2e-3, 1e-3), train_head, by_width=False),
+    Method(
+        "sparse",
+        "selective",
+        "the weights that matter most to the data",
+        "Sung et al. 2021, arXiv 2111.09839",
+        (7.5e-4, 1.5e-3),
+        train_sparse,
+        Saving("model", save_sparse),
+        inform=inform_sparse,
+        options=frozenset(SPARSE_OPTIONS),
+    ),
     adapter(
         "selective",
         "shira",

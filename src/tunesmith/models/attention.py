@@ -20,6 +20,7 @@ from tunesmith.models.across import attend_across
 from tunesmith.models.scores import Rule, attend
 from tunesmith.models.segments import Crossing, Segments, Shared
 from tunesmith.models.shared import attend_shared
+from tunesmith.models.virtual import Past
 
 PACKED = "tunesmith_packed"
 
@@ -39,6 +40,7 @@ def packed_attention(  # noqa: PLR0913 (the signature is the attention interface
     is_causal: bool | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
+    past: Past | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention within each packed row. query (1,H,T,D), key and value (1,K,T,D) -> (1,T,H,D).
@@ -47,6 +49,7 @@ def packed_attention(  # noqa: PLR0913 (the signature is the attention interface
     causal, on both sides otherwise, as transformers' flash attention does.
     `softcap` c replaces a score s by c*tanh(s/c) (Gemma 2). `position_bias` (1,H,L,L) is what is added to the scores of
     the longest row, and of others as far as they go; of a cross-attention it is passed over.
+    `past` has keys and values of virtual tokens.
 
     Raises:
         ValueError: called without `segments`, or for a model whose attention has further terms.
@@ -55,6 +58,8 @@ def packed_attention(  # noqa: PLR0913 (the signature is the attention interface
         raise ValueError("packed attention needs the packed layout; use unpacked(model) around plain calls")
     if s_aux is not None:
         raise ValueError(f"{type(module).__name__} adds s_aux to its scores, which packing does not know")
+    if past is not None:
+        key, value = past.put(int(module.layer_idx), key, value)  # type: ignore[arg-type]
     rule = Rule(
         causal=bool(getattr(module, "is_causal", False) if is_causal is None else is_causal),
         window=sliding_window,

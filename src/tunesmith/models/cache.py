@@ -22,6 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from tunesmith.models.attention import packed_attention
 from tunesmith.models.segments import Segments
+from tunesmith.models.virtual import Past
 from tunesmith.records import PackedBatch
 from tunesmith.runtime import working_dtype
 
@@ -192,6 +193,7 @@ def decoding_attention(  # noqa: PLR0913 (the signature is the attention interfa
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    past: Past | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention with a cache. query (1,H,N,D), key and value (1,K,N,D) -> (1,N,H,D).
@@ -202,6 +204,8 @@ def decoding_attention(  # noqa: PLR0913 (the signature is the attention interfa
     index = int(module.layer_idx)  # type: ignore[arg-type]
     dtype = working_dtype(query)
     key, value = key.to(dtype), value.to(dtype)
+    if past is not None:
+        key, value = past.put(index, key, value)
     rule = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
     if segments is not None:
         cache.keep_prompts(index, key, value)

@@ -54,7 +54,7 @@ def find_sublayers(layer: nn.Module) -> Sublayers:
         InputError: a block without attention or feed-forward layer of its own, or with experts.
     """
     linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    attention = [module for name, module in linears if is_attention(name.split(".")[0])]
+    attention = [module for name, module in linears if any(map(is_attention, name.split(".")))]
     feed = [module for name, module in linears if module not in attention]
     if not attention or not 2 <= len(feed) <= MOST_IN_FEED_FORWARD:
         raise InputError(
@@ -70,6 +70,11 @@ MOST_IN_FEED_FORWARD = 3  # a gate, up and down
 def is_attention(name: str) -> bool:
     """A part of a block by its own name: attention, attn, self_attn, SelfAttention."""
     return "att" in name.lower() and "norm" not in name.lower()
+
+
+def is_cross_attention(name: str) -> bool:
+    """The part of a decoder's block that reads the encoder: EncDecAttention, encoder_attn, crossattention."""
+    return is_attention(name) and any(word in name.lower() for word in ("encdec", "encoder", "cross"))
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

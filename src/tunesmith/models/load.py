@@ -59,6 +59,7 @@ class Network:
     model        the plain transformers module that computes; PEFT layers may sit inside it
     wrapper      what saves it: a PeftModel, or the model itself
     prompt       gives the virtual tokens (P, D) put before every row, or None
+    past         gives keys and values (2, L, K, P, W) of virtual tokens put before every row, or None
     prefix       knows what the frozen blocks say of rows, while training; or None
     source       the name as the user gave it; `folder` is where it was loaded from
     new_modules  names of modules that had no pretrained weights
@@ -75,6 +76,7 @@ class Network:
     new_modules: tuple[str, ...] = ()
     wrapper: nn.Module | None = None
     prompt: Any = None
+    past: Any = None
     prefix: Any = None
     num_virtual: int = 0
     notes: list[str] = field(default_factory=list)

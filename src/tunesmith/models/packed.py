@@ -1,7 +1,6 @@
 """The forward pass over a packed batch: logits only where something is judged.
 
-Shape letters: T packed tokens, S rows, N judged places, P virtual tokens, D width, V vocabulary,
-C classes.
+Shape letters: T packed tokens, S rows, N judged places, D width, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from tunesmith.models.heads import TASK_HEADS, find_head, pool
 from tunesmith.models.load import Network, position_offset
 from tunesmith.models.segments import Crossing, Segments, plan_crossing, plan_segments
 from tunesmith.models.seq2seq import at_places, family_of
+from tunesmith.models.virtual import Past, put_prompt, virtual_places
 from tunesmith.records import PackedBatch, PackedSource
 
 
@@ -96,16 +96,9 @@ def packed_inputs(network: Network, batch: PackedBatch) -> dict[str, Any]:
         # Encoders keep a ready-made row of these, as long as one row may be; a pack is longer.
         types = None if num_types < 2 else batch.token_types
         inputs["token_type_ids"] = (torch.zeros_like(batch.input_ids) if types is None else types)[None]
+    if network.past is not None:
+        inputs["past"] = Past(virtual_places(batch), network.past())
     if network.prompt is None:
         return inputs | {"input_ids": batch.input_ids[None]}
-    return inputs | {"inputs_embeds": _with_prompt(network, batch)[None]}
-
-
-def _with_prompt(network: Network, batch: PackedBatch) -> torch.Tensor:
-    """Embeddings (T, D) with the P virtual tokens at the head of every row, or of the beginning it shares."""
     embeddings_TD = network.body.get_input_embeddings()(batch.input_ids)
-    prompt_PD = network.prompt().to(embeddings_TD.dtype)
-    starts = torch.tensor(batch.lengths).cumsum(0) - torch.tensor(batch.lengths)
-    heads = starts[torch.tensor(batch.parents) < 0]
-    places = (heads[:, None] + torch.arange(batch.num_virtual)).flatten().to(embeddings_TD.device)
-    return embeddings_TD.index_copy(0, places, prompt_PD.repeat(len(heads), 1))
+    return inputs | {"inputs_embeds": put_prompt(embeddings_TD, network.prompt(), batch)[None]}

@@ -41,7 +41,7 @@ def count_frozen(network: Network) -> int:
     if network.model.config.is_encoder_decoder:
         return 0
     layers = list(find_layers(network.model))
-    if network.prompt is not None:
+    if network.num_virtual:
         return 0
     inside = {parameter: index for index, layer in enumerate(layers) for parameter in layer.parameters()}
     above = [child for name, child in network.body.named_children() if name in network.head_modules or is_norm(child)]

@@ -36,7 +36,7 @@ ATTENTIONS = {None, "eager", "sdpa", "flex_attention", "flash_attention_2", "fla
 EXPERTS = {None, "eager", "batched_mm", "grouped_mm"}
 # Types of PEFT that put virtual tokens before each row, and those that change a matrix. All of them read no further
 # files by names that stand in their configuration.
-VIRTUAL = ("PROMPT_TUNING", "P_TUNING")
+VIRTUAL = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 CHANGES = (
     *("LORA", "IA3", "LOHA", "LOKR", "VERA", "RANDLORA", "FOURIERFT", "OFT", "BOFT", "HRA", "MISS", "DELORA", "C3A"),
     *("VBLORA", "GRALORA", "SHIRA", "HIRA", "ROAD", "WAVEFT", "PEANUT", "PSOFT", "PVERA", "TINYLORA"),

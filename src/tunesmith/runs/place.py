@@ -11,7 +11,17 @@ from typing import Any
 from tunesmith.config import ALIASES, TuneConfig
 from tunesmith.errors import InputError
 from tunesmith.runs import inputs as run_inputs
-from tunesmith.runs.folder import CHECKPOINTS, CONFIG, Content, clear, how_to_go_on, look, numbered, refuse_locked
+from tunesmith.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    INPUTS,
+    Content,
+    clear,
+    how_to_go_on,
+    look,
+    numbered,
+    refuse_locked,
+)
 from tunesmith.runs.run import Run
 from tunesmith.storage import check_seal, check_space, explained, write_text
 from tunesmith.terminal import confirm, say
@@ -89,11 +99,11 @@ def choose_place(config: TuneConfig, method: str) -> Place:
     if config.resume and content == "finished run":
         return Place(folder, content, _is_same(folder, config))
     if config.resume and content == "interrupted run":
-        return Place(folder, content, goes_on=True)
+        return _interrupted(folder)
     if config.overwrite and content != "files":
         return Place(folder, content, goes_on=False)
     if content == "interrupted run" and confirm(f"{folder} {_how_far(folder)}. Go on with it?"):
-        return Place(folder, content, goes_on=True)
+        return _interrupted(folder)
     raise InputError(f"output '{folder}' already holds {_article(content)}. {_mend(folder, content)}")
 
 
@@ -105,9 +115,15 @@ def _choose_free(config: TuneConfig, method: str) -> Place:
         told = f"{newest} {_how_far(newest)}"
         if config.resume or confirm(f"{told}. Go on with it?"):
             refuse_locked(newest)
-            return Place(newest, "interrupted run", goes_on=True)
+            return _interrupted(newest)
         say(f"{told}. {how_to_go_on(newest)}")
     return Place(next(path for path in numbered(base) if not path.exists()), "nothing", goes_on=False)
+
+
+def _interrupted(folder: Path) -> Place:
+    """To go on with; one that was cut off before it had written from what it starts has nothing to go on with."""
+    has_begun = (folder / INPUTS).exists() or bool(list_checkpoints(folder / CHECKPOINTS))
+    return Place(folder, "interrupted run", goes_on=has_begun)
 
 
 def _without_length(extended: object) -> InputError:

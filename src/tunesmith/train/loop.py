@@ -102,7 +102,8 @@ def fit(
 
 def optimizer_for(network: Network, parameters: Named, plan: Plan) -> torch.optim.Optimizer:
     """Made before a checkpoint is read: what L2-SP holds weights near to is how they were pretrained."""
-    optimizer = make_optimizer(parameters, plan.learning_rate, plan.weight_decay, plan.optim, plan.rates)
+    rate, decay, rank = plan.learning_rate, plan.weight_decay, plan.galore_rank
+    optimizer = make_optimizer(parameters, rate, decay, plan.optim, plan.rates, rank)
     if plan.l2_sp:
         hold_near_start(optimizer, (p for name, p in parameters if not network.is_new(name)), plan.l2_sp)
     return optimizer

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from tunesmith.train.adamw import AdamW8bit
+from tunesmith.train.galore import GaLore
 
 Schedule = Literal["linear", "cosine", "constant"]
-Optim = Literal["adamw", "adamw_8bit"]
+Optim = Literal["adamw", "adamw_8bit", "galore"]
 
 
 class Rate(NamedTuple):
@@ -28,6 +29,7 @@ NO_RATES: Mapping[str, Rate] = {}
 _KINDS: dict[Optim, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "adamw_8bit": AdamW8bit,
+    "galore": GaLore,
 }
 
 _DECAY: dict[Schedule, Callable[[float], float]] = {
@@ -53,11 +55,13 @@ def make_optimizer(
     weight_decay: float,
     kind: Optim = "adamw",
     rates: Mapping[str, Rate] = NO_RATES,
+    rank: int = 128,
 ) -> torch.optim.Optimizer:
     """Decoupled weight decay (Loshchilov & Hutter 2019), not on biases, norms and other vectors.
 
     Args:
         rates: by the parameter's name; the plain one where not given.
+        rank: of what GaLore keeps for a matrix.
     """
     groups: dict[tuple[bool, Rate], list[nn.Parameter]] = {}
     for name, parameter in named:
@@ -68,6 +72,7 @@ def make_optimizer(
             "weight_decay": 0.0 if is_vector else weight_decay,
             "lr": learning_rate * rate.factor,
             "rate": rate,
+            "rank": rank,
         }
         for is_vector, rate in sorted(groups)
     ]

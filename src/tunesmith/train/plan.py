@@ -228,8 +228,7 @@ def _trace(network: Network, pretence: Pretence, rows: Rows, plan: Plan, prefix:
     window = [pack(batch, network.num_virtual, network.is_decoder) for batch in longest]
     judged = [rows.validation[index] for index in token_batches(rows.validation)[0]]
     weights = [*network.model.parameters(), *network.model.buffers(), *(p for _, p in named)]
-    if network.prompt is not None:
-        weights.append(network.prompt())
+    weights += [made() for made in (network.prompt, network.past) if made is not None]
     works = {}
     trace = Trace(pretence)
     trace.keep(weights)

@@ -34,6 +34,7 @@ class Plan:
     batch_size: int = 16
     accumulation: int = 1
     optim: Optim = "adamw"
+    galore_rank: int = 128
     weight_decay: float = 0.0
     l2_sp: float = 0.0
     penalty: Penalty = PLAIN

@@ -1,0 +1,95 @@
+"""Three families of models on seven tasks, with full tuning beside methods that train little: what each learns.
+
+    python examples/families_and_tasks.py FOLDER [--tasks tactics,ratings]
+
+Models and data are the catalogue's. What is finished in FOLDER is not run again, so it may be stopped and gone on with.
+LoRA has rank 4 for the encoder, so that it trains less than 2 % of the parameters with the new head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tunesmith
+from tunesmith.assets import dataset_file
+
+Row = dict[str, Any]
+ENCODER = {"model": "minilm-l6", "methods": ["full", "lora", "parallel"], "lora_r": 4, "num_train_epochs": 4}
+ENCODER |= {"max_train_samples": 2000, "max_validation_samples": 300, "max_test_samples": 1000}
+WRITER = {"model": "smollm2-135m-instruct", "methods": ["full", "lora"], "baselines": ["zero-shot"]}
+WRITER |= {"max_validation_samples": 32, "max_test_samples": 64, "max_generated": 64}
+
+
+def one_tactic(rows: Sequence[Row]) -> list[Row]:
+    """The sentences with one tactic, as something to classify."""
+    return [{"text": row["text"], "label": row["labels"][0]} for row in rows if len(row["labels"]) == 1]
+
+
+def question_of(rows: Sequence[Row]) -> list[Row]:
+    """Each answer, and in place of a summary the question that it answers."""
+    return [{"source": row["completion"], "target": row["prompt"]} for row in rows]
+
+
+# Name: settings of the comparison; where rows are made of others, of which and how.
+TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] = {
+    "tactics": (ENCODER | {"data": "attack-procedures"}, "multi-label", one_tactic),
+    "all-tactics": (ENCODER | {"data": "attack-procedures", "task": "multi-label"}, "", None),
+    "ratings": (ENCODER | {"data": "vader-movies", "task": "regression"}, "", None),
+    "names": (ENCODER | {"data": "attack-procedures", "task": "token-classification"}, "", None),
+    "answers": (WRITER | {"data": "construction-faq", "num_train_epochs": 3}, "", None),
+    "translation": (WRITER | {"data": "construction-translation", "num_train_epochs": 2}, "", None),
+    "questions": (
+        WRITER | {"model": "bert2bert", "data": "construction-faq", "num_train_epochs": 10},
+        "generation",
+        question_of,
+    ),
+}
+
+
+def prepared(name: str, folder: Path) -> Row:
+    """The settings of a task, its rows written where they are not the catalogue's own."""
+    settings, source, make = TASKS[name]
+    if make is None:
+        return settings
+    with Path(dataset_file(settings["data"], source)).open(encoding="utf-8") as file:  # type: ignore[arg-type]
+        rows = make([json.loads(line) for line in file])
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return settings | {"data": str(path)}
+
+
+def as_markdown(systems: Sequence[Mapping[str, Any]]) -> str:
+    names = list(next(one["metrics"] for one in systems if one["metrics"]))
+    lines = [f"| | {' | '.join(names)} | trained | seconds | peak MB |", "|---" * (len(names) + 4) + "|"]
+    for one in systems:
+        values = [one["metrics"].get(name) for name in names]
+        cells = ["" if v is None else f"{v['value']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in values]
+        share = one["trainable_parameters"] / one["total_parameters"] if one["total_parameters"] else 0
+        cells += [
+            f"{share:.2%}" if share else "",
+            f"{one['train_seconds'] or 0:.0f}",
+            f"{one['peak_memory'] / 1e6:.0f}",
+        ]
+        lines.append(f"| `{one['name']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    for task in asked.tasks.split(","):
+        output = asked.folder / task
+        tunesmith.compare(**prepared(task, asked.folder), output=output, check=False)
+        systems = json.loads((output / "comparison.json").read_text(encoding="utf-8"))["systems"]
+        print(f"\n## {task}\n\n{as_markdown(systems)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
