@@ -19,6 +19,7 @@ Sources = Mapping[str, str]
 
 LEVELS = (
     ("cli",),
+    ("feedback_cli",),
     ("api",),
     ("tables", "flags"),
     ("studio", "serve", "export", "inspection"),

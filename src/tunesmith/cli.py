@@ -33,6 +33,7 @@ from tunesmith.config import (
     split_mapping,
 )
 from tunesmith.errors import InputError
+from tunesmith.feedback_cli import app as feedback
 from tunesmith.flags import by_our_names, flags_of
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
@@ -127,6 +128,7 @@ def export(*runs: Path, config: ConfigFile = None, as_json: AsJson = False, **se
 
 data = App(name="data", help="Look at data before anything is trained on it.")
 app.command(data)
+app.command(feedback)
 
 
 @data.command(name="check")

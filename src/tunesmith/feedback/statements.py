@@ -1,0 +1,80 @@
+"""The statements that run with every answer, made once: SQLAlchemy takes longer to put one together than SQLite to
+run it. What they are asked with stands in their parameters: `its_item`, `its_labeler`, ...
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import and_, bindparam, exists, func, insert, select, update
+
+from tunesmith.feedback.schema import assignment, candidate, event, item, labeler, session, setting
+
+COUNTED = ("open", "ranked")  # states that fill a place of an item
+DONE = ("ranked", "skipped", "adjudicated")
+
+THIS_ITEM, THIS_LABELER = bindparam("its_item"), bindparam("its_labeler")
+ITS = and_(assignment.c.item_id == THIS_ITEM, assignment.c.labeler_id == THIS_LABELER)
+
+STUDY = select(setting.c.value).where(setting.c.name == "study")
+SESSION = (
+    select(labeler.c.id, labeler.c.name, labeler.c.role)
+    .join(session, session.c.labeler_id == labeler.c.id)
+    .where(session.c.token == bindparam("its_token"))
+    .where(session.c.revoked_at.is_(None), session.c.until > bindparam("now"), ~labeler.c.is_blocked)
+)
+
+# Lending
+
+OVER = select(assignment.c.item_id, assignment.c.labeler_id).where(
+    assignment.c.state == "open", assignment.c.lease_until < bindparam("now")
+)
+OPEN_ONE = select(assignment.c.item_id).where(assignment.c.labeler_id == THIS_LABELER, assignment.c.state == "open")
+# By priority; else in the order of ids, which are hashes: at random, and the same on every machine.
+FREE = (
+    select(item.c.id)
+    .where(
+        item.c.is_free,
+        ~exists().where(
+            assignment.c.item_id == item.c.id,
+            assignment.c.labeler_id == THIS_LABELER,
+            assignment.c.state != "expired",
+        ),
+    )
+    .order_by(item.c.priority.desc(), item.c.id.desc())
+    .limit(1)
+)
+LEND = update(assignment).where(ITS).values(state=bindparam("new_state"), lease_until=bindparam("until"))
+NUM_COUNTED = (
+    select(func.count())
+    .select_from(assignment)
+    .where(assignment.c.item_id == item.c.id, assignment.c.state.in_(COUNTED))
+    .correlate(item)
+    .scalar_subquery()
+)
+COUNT_AGAIN = update(item).where(item.c.id == THIS_ITEM).values(is_free=bindparam("overlap") > NUM_COUNTED)
+COUNT_ALL_AGAIN = update(item).values(is_free=bindparam("overlap") > NUM_COUNTED)
+
+# Showing
+
+ASSIGNMENT = select(assignment).where(ITS)
+CANDIDATES = select(candidate.c.id, candidate.c.text).where(candidate.c.item_id == THIS_ITEM)
+MESSAGES = select(item.c.messages).where(item.c.id == THIS_ITEM)
+PAYLOAD = select(event.c.payload).where(event.c.id == bindparam("number"))
+NUM_FREE = select(func.count()).select_from(item).where(item.c.is_free)
+# (state, whether the item is free, how many) of one person's items.
+MINE = (
+    select(assignment.c.state, item.c.is_free, func.count())
+    .join(item, item.c.id == assignment.c.item_id)
+    .where(assignment.c.labeler_id == THIS_LABELER)
+    .group_by(assignment.c.state, item.c.is_free)
+)
+
+# What people say
+
+REPEATED = select(event.c.id, event.c.item_id).where(
+    event.c.labeler_id == THIS_LABELER, event.c.key == bindparam("its_key")
+)
+NOTE = insert(event).returning(event.c.id)
+DRAFT = update(assignment).where(ITS).values(draft=bindparam("new_draft"), lease_until=bindparam("until"))
+ANSWER = (
+    update(assignment).where(ITS).values(state=bindparam("new_state"), version=bindparam("new_version"), draft=None)
+)

@@ -1,0 +1,1 @@
+"""The page in which people rank, and the owner's page beside it."""
