@@ -22,8 +22,10 @@ LEVELS = (
     ("api",),
     ("tables", "flags"),
     ("studio", "serve", "export", "inspection"),
+    ("judging",),
+    ("aligning",),
     ("rl",),
-    ("reward",),
+    ("rewarding",),
     ("feedback",),
     ("evaluation",),
     ("planning", "survey", "checking"),
@@ -34,6 +36,7 @@ LEVELS = (
     ("train",),
     ("models",),
     ("data",),
+    ("config_align",),
     ("assets", "config", "runtime", "chips"),
     ("pages", "unpacking"),
     ("storage",),
@@ -43,7 +46,15 @@ LEVELS = (
 """Top first. A part imports from lower lines only, never from its own line."""
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 FAMILIES = tuple(f"tunesmith.methods.{name}" for name in ("full", "selective", "additive", "reparam"))
-PURE = ("tunesmith.train.losses", "tunesmith.evaluation.metrics")
+PURE = (
+    "tunesmith.train.losses",
+    "tunesmith.train.preference",
+    "tunesmith.evaluation.metrics",
+    "tunesmith.evaluation.rankings",
+    "tunesmith.evaluation.duels",
+    "tunesmith.rl.advantage",
+    "tunesmith.rl.losses",
+)
 BASIS = ("tunesmith.records", "tunesmith.errors")
 
 MOST_FILE_LINES = 400

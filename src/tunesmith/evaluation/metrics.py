@@ -34,6 +34,7 @@ class Predictions:
     classification  targets, outputs: class ids (R,)
     multi-label     targets, outputs: whether each class holds (R, C)
     regression      targets, outputs: scores (R,)
+    ranking         targets: ranks, outputs: rewards of each row's answers
     token-class.    targets, outputs: tags of each row's words, None where none was given
     generation      targets: reference answers; outputs: answers, None where none was made
     losses          (R,) sum of losses per row in nats (regression: squared error), or None
@@ -47,7 +48,7 @@ class Predictions:
     num_tokens: Indices | None = None
 
     def __post_init__(self) -> None:
-        if self.task == "token-classification":
+        if self.task in ("token-classification", "ranking"):
             self.targets, self.outputs = list(map(tuple, self.targets)), list(map(tuple, self.outputs))
         elif self.task != "generation":
             self.targets, self.outputs = np.asarray(self.targets), np.asarray(self.outputs)
@@ -70,6 +71,17 @@ class Predictions:
         """(R, C) each: right yeses, and yeses of targets and outputs together."""
         targets, outputs = self.targets.astype(bool), self.outputs.astype(bool)
         return (targets & outputs).astype(float), targets.astype(float) + outputs
+
+    @cached_property
+    def by_pair(self) -> Floats:
+        """(R, 3): pairs whose better answer has the higher reward (level ones half), their -log sigmoid(gap) in nats,
+        and pairs; of each ranking."""
+        sums = []
+        for ranks, rewards in zip(self.targets, self.outputs, strict=True):
+            rank_K, reward_K = np.array(ranks), np.array(rewards)
+            gaps = (reward_K[:, None] - reward_K[None, :])[rank_K[:, None] < rank_K[None, :]]
+            sums.append(((0.5 + 0.5 * np.sign(gaps)).sum(), np.logaddexp(0, -gaps).sum(), len(gaps)))
+        return np.array(sums)
 
     @cached_property
     def by_row(self) -> Indices:
@@ -233,6 +245,18 @@ def mean_rouge_l(predictions: Predictions, rows: Indices) -> float:
     return float(answered.mean()) if len(answered) else float("nan")
 
 
+def pair_accuracy(predictions: Predictions, rows: Indices) -> float:
+    """Share of pairs whose better answer has the higher reward. NaN where all are tied."""
+    right, _, num = predictions.by_pair[rows].sum(0)
+    return float(right / num) if num else float("nan")
+
+
+def pair_loss(predictions: Predictions, rows: Indices) -> float:
+    """Mean of -log sigmoid(better - worse) over pairs, in nats."""
+    _, loss, num = predictions.by_pair[rows].sum(0)
+    return float(loss / num) if num else float("nan")
+
+
 def _has_losses(predictions: Predictions) -> bool:
     return predictions.losses is not None and predictions.num_tokens is not None
 
@@ -267,6 +291,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
         Metric("rmse", False, root_mean_squared_error),
         Metric("pearson", True, pearson),
     ),
+    "ranking": (Metric("accuracy", True, pair_accuracy), Metric("loss", False, pair_loss)),
     "generation": (
         Metric("loss", False, mean_loss, _has_losses),
         Metric("rouge_l", True, mean_rouge_l, _has_answers),
