@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from contest import Contestant, Job, Result, main
 from record import Record
-from torch.nn import functional as F
 
 MODEL = "smollm2-135m-instruct"
 NUM_ANSWERS, PROMPT, ANSWER = 6, 300, 50
@@ -48,23 +47,23 @@ def prepare(work: Path) -> None:
 def run_tunesmith(dtype: str, work: Path) -> Result:
     from tunesmith.data.pack import pack
     from tunesmith.models.load import load_network, settle_precision
-    from tunesmith.models.packed import packed_logits
     from tunesmith.records import TokenizedExample
     from tunesmith.runtime import autocast
+    from tunesmith.train.objective import judged_losses
 
     kind = getattr(torch, dtype)
-    network = load_network(str(work / "model"), "regression")
+    network = load_network(str(work / "model"), "ranking")
     settle_precision(network, kind)
     record = Record()
     record.tick()
     for answers in json.loads((work / "rows.json").read_text()):
-        rows = [TokenizedExample(tuple(ids), (False,) * len(ids), 0.0, 0, i) for i, ids in enumerate(answers)]
-        batch = pack(rows, share=True)
+        ids = answers[0][:PROMPT] + [token for one in answers for token in one[PROMPT:]]
+        begins = tuple(PROMPT + ANSWER * number for number in range(NUM_ANSWERS))
+        trained = tuple(place >= PROMPT for place in range(len(ids)))
+        ranks = tuple(range(1, NUM_ANSWERS + 1))
+        batch = pack([TokenizedExample(tuple(ids), trained, ranks, 0, 0, answers=begins)], share=True)
         with autocast(network.model.device, kind):
-            rewards = packed_logits(network, batch)[:, 0].float()
-        by_rank = rewards[torch.tensor(batch.rows).argsort()]
-        better, worse = (by_rank[[pair[side] for pair in PAIRS]] for side in (0, 1))
-        loss = -F.logsigmoid(better - worse).mean()
+            loss = judged_losses(network, batch)[0].mean()
         loss.backward()
         record.tick()
         record.losses.append(loss.item())

@@ -23,8 +23,10 @@ LEVELS = (
     ("api",),
     ("tables", "flags"),
     ("studio", "serve", "export", "inspection"),
+    ("judging",),
+    ("aligning",),
     ("rl",),
-    ("reward",),
+    ("rewarding",),
     ("feedback",),
     ("evaluation",),
     ("planning", "survey", "checking"),
@@ -35,6 +37,7 @@ LEVELS = (
     ("train",),
     ("models",),
     ("data",),
+    ("config_align",),
     ("assets", "config", "runtime", "chips"),
     ("pages", "unpacking"),
     ("storage",),
@@ -44,11 +47,13 @@ LEVELS = (
 """Top first. A part imports from lower lines only, never from its own line."""
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 FAMILIES = tuple(f"tunesmith.methods.{name}" for name in ("full", "selective", "additive", "reparam"))
-MEASURES = ("predictions", "of_classes", "of_answers", "answers", "tags")
+MEASURES = ("metrics", "predictions", "of_classes", "of_answers", "answers", "tags", "rankings", "duels")
 PURE = (
     "tunesmith.train.losses",
-    "tunesmith.evaluation.metrics",
+    "tunesmith.train.preference",
     *(f"tunesmith.evaluation.{name}" for name in MEASURES),
+    "tunesmith.rl.advantage",
+    "tunesmith.rl.losses",
 )
 BASIS = ("tunesmith.records", "tunesmith.errors")
 

@@ -7,19 +7,32 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.api import compare, evaluate, load, plan, predict, tune
+    from tunesmith.api import align, compare, evaluate, load, plan, predict, reward, tune
     from tunesmith.evaluation.compare import Comparison
     from tunesmith.runs.run import Run
     from tunesmith.train.plan import Forecast
 
-__all__ = ["Comparison", "Forecast", "InputError", "Run", "compare", "evaluate", "load", "plan", "predict", "tune"]
+__all__ = [
+    "Comparison",
+    "Forecast",
+    "InputError",
+    "Run",
+    "align",
+    "compare",
+    "evaluate",
+    "load",
+    "plan",
+    "predict",
+    "reward",
+    "tune",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Comparison": "tunesmith.evaluation.compare",
     "Forecast": "tunesmith.train.plan",
     "Run": "tunesmith.tuning",
-    **dict.fromkeys(("compare", "evaluate", "load", "plan", "predict", "tune"), "tunesmith.api"),
+    **dict.fromkeys(("align", "compare", "evaluate", "load", "plan", "predict", "reward", "tune"), "tunesmith.api"),
 }
 
 

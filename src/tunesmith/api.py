@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import planning
+from tunesmith.aligning import align as align_stage
 from tunesmith.config import CompareConfig, PlanConfig, TrainingConfig, TuneConfig
+from tunesmith.config_align import AlignConfig, RewardConfig
 from tunesmith.data import sources
 from tunesmith.data.parts import split_examples
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
 from tunesmith.records import Score
+from tunesmith.rewarding import train_reward
 from tunesmith.runs.run import Run
 from tunesmith.train.plan import Forecast
 from tunesmith.tuning import tune as tune_stage
@@ -34,6 +37,28 @@ def tune(*, model: str, data: Any, method: str = "lora", quiet: bool = False, **
     """
     config = TuneConfig.read(given={"model": model, "data": _name(data), "method": method, **settings})
     return tune_stage(config, _parts(data, config), quiet)
+
+
+def reward(*, model: str, data: Any, quiet: bool = False, **settings: Any) -> Run:
+    """Trains a reward model on rankings; `run.manifest["reward"]` says how far it agrees with those it has not seen.
+
+    Args:
+        data: prompt and answers, best first (ranks where some are tied), or prompt, chosen and rejected.
+        settings: any key of `tunesmith reward`; for the rest see `tune`.
+    """
+    config = RewardConfig.read(given={"model": model, "data": _name(data), **settings})
+    return train_reward(config, _parts(data, config), quiet)
+
+
+def align(*, model: str, data: Any, algorithm: str = "dpo", quiet: bool = False, **settings: Any) -> Run:
+    """Trains a model to write what is preferred: from choices (dpo and its kin), or by trial (ppo, grpo, rloo).
+
+    Args:
+        data: rankings, or pairs; prompts, when by trial.
+        settings: any key of `tunesmith align`, for example reward="runs/reward"; for the rest see `tune`.
+    """
+    config = AlignConfig.read(given={"model": model, "data": _name(data), "algorithm": algorithm, **settings})
+    return align_stage(config, _parts(data, config), quiet)
 
 
 def compare(*, model: str, data: Any, **settings: Any) -> Comparison:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
-from rich.table import Table
 
 from tunesmith import assets
 from tunesmith.config import (
@@ -32,6 +31,7 @@ from tunesmith.config import (
     TuneConfig,
     split_mapping,
 )
+from tunesmith.config_align import AlignConfig, JudgeConfig, RewardConfig
 from tunesmith.errors import InputError
 from tunesmith.feedback_cli import app as feedback
 from tunesmith.flags import by_our_names, flags_of
@@ -39,14 +39,17 @@ from tunesmith.signals import Stopped, listening
 from tunesmith.storage import to_plain, write_text
 from tunesmith.tables import (
     comparison_table,
+    doctor_lines,
+    duel_lines,
     methods_markdown,
     methods_table,
     plan_table,
     proof_lines,
     report_lines,
+    rows_table,
+    run_lines,
     token_lines,
 )
-from tunesmith.terminal import describe_bytes, describe_seconds
 
 # Without a terminal nobody needs lines broken at 80 columns.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -74,25 +77,51 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
     from tunesmith.runs.place import read_config
     from tunesmith.tuning import tune as run_stage
 
-    run = run_stage(read_config(config, given(settings)))
+    print_run(run_stage(read_config(config, given(settings), TuneConfig)), as_json)
+
+
+@app.command
+@flags_of(RewardConfig)
+def reward(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Train a reward model on rankings, and say how far it agrees with them on other prompts."""
+    from tunesmith.rewarding import train_reward
+    from tunesmith.runs.place import read_config
+
+    print_run(train_reward(read_config(config, given(settings), RewardConfig)), as_json)
+
+
+@app.command
+@flags_of(AlignConfig)
+def align(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Train a model to write what people prefer: from their choices, or by trial with a reward."""
+    from tunesmith.aligning import align as run_stage
+    from tunesmith.runs.place import read_config
+
+    print_run(run_stage(read_config(config, given(settings), AlignConfig)), as_json)
+
+
+@app.command
+@flags_of(JudgeConfig)
+def judge(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Set two models that write against each other: how often is the one preferred?"""
+    from tunesmith.judging import judge as run_stage
+
+    found = run_stage(JudgeConfig.read(config, given(settings)))
+    if as_json:
+        return print_json(found)
+    print_lines(duel_lines(found))
+
+
+def print_run(run: Any, as_json: bool) -> None:
+    """What a training did, and what to do with it."""
     if as_json:
         return print_json({"folder": run.folder, **run.manifest})
-    curve = run.outcome["curve"]
-    out.print(f"validation loss {curve[0]['validation_loss']:.4f} before, {best_loss(curve):.4f} after")
-    out.print(f"{run.outcome['steps']} steps in {run.outcome['train_seconds']:.0f} s", end="")
-    out.print(f", {run.outcome['tokens_per_second']:,.0f} tokens/s, peak {describe_bytes(run.manifest['peak_memory'])}")
-    if planned := run.manifest.get("plan"):
-        peak, seconds = describe_bytes(planned["peak_memory"]), describe_seconds(planned["seconds"])
-        out.print(f"planned {peak} and {seconds}; it took {describe_seconds(run.outcome['seconds'])} in all")
-    if run.outcome["stopped_early"]:
-        out.print(f"stopped early: no better evaluation since step {run.outcome['best_step']}, which is what was saved")
-    out.print(f"saved   {run.folder}")
-    verb = "chat" if run.manifest["task"] == "generation" else "predict"
-    out.print(f"next    tunesmith {verb} {run.folder}")
+    print_lines(run_lines(run.folder, run.manifest))
 
 
-def best_loss(curve: Sequence[Mapping[str, float]]) -> float:
-    return min(point["validation_loss"] for point in curve)
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        out.print(line, markup=False)
 
 
 @app.command
@@ -121,9 +150,8 @@ def export(*runs: Path, config: ConfigFile = None, as_json: AsJson = False, **se
     found = run_stage(ExportConfig.read(config, {**where, **given(settings)}))
     if as_json:
         return print_json(found)
-    out.print(f"{found.form} model  {found.folder}", markup=False)
-    if found.gap is not None:
-        out.print(f"logits differ from the run's by at most {found.gap:.1e} of the largest", markup=False)
+    gap = [] if found.gap is None else [f"logits differ from the run's by at most {found.gap:.1e} of the largest"]
+    print_lines([f"{found.form} model  {found.folder}", *gap])
 
 
 data = App(name="data", help="Look at data before anything is trained on it.")
@@ -143,8 +171,7 @@ def data_check(source: str, /, *, config: ConfigFile = None, as_json: AsJson = F
     else:
         for line in report_lines(checked.report):
             out.print(line, soft_wrap=True)
-        for path in checked.written:
-            out.print(f"written  {path}", markup=False)
+        print_lines(f"written  {path}" for path in checked.written)
     return 2 if checked.report.count("error") else 0
 
 
@@ -166,8 +193,7 @@ def data_tokens(source: str, /, *, config: ConfigFile = None, as_json: AsJson = 
             out.print(line, soft_wrap=True)
         out.print()
     out.print("\n".join(proof_lines(shown.proof)), markup=False, soft_wrap=True)
-    if settled.output is not None:
-        out.print(f"written  {settled.output}", markup=False)
+    print_lines([] if settled.output is None else [f"written  {settled.output}"])
 
 
 @app.command
@@ -229,8 +255,7 @@ def evaluate(
     if as_json:
         return print_json(score)
     out.print(f"{model} on {score.num_rows:,} rows of {data}", markup=False)
-    for name, interval in score.metrics.items():
-        out.print(f"  {name:<16} {interval}", markup=False)
+    print_lines(f"  {name:<16} {interval}" for name, interval in score.metrics.items())
 
 
 @app.command
@@ -286,16 +311,8 @@ def doctor(folder: Path, /, *, as_json: AsJson = False) -> int:
     found = examine(folder)
     if as_json:
         print_json([{**to_plain(health), "is_whole": health.is_whole} for health in found])
-    for health in [] if as_json else found:
-        out.print(f"{health.folder}: {health.content}, {'whole' if health.is_whole else 'damaged'}", markup=False)
-        for problem in health.problems:
-            out.print(f"  damaged     {problem}", markup=False, style="red")
-        for name, damage in health.checkpoints.items():
-            out.print(f"  checkpoint  {name}: {damage or 'whole'}", markup=False, style="red" if damage else "")
-        for path in health.left_overs:
-            out.print(f"  left over   {path}: of a killed process; it may be removed", markup=False)
-        if health.advice:
-            out.print(f"  {health.advice}", markup=False)
+    for line, style in () if as_json else doctor_lines(found):
+        out.print(line, markup=False, style=style)
     return 0 if all(health.is_whole for health in found) else 2
 
 
@@ -337,18 +354,7 @@ def datasets(*, as_json: AsJson = False) -> None:
 def print_rows(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         return print_json(rows)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for key in rows[0]:
-        table.add_column(key.replace("_bytes", ""))
-    for row in rows:
-        table.add_row(*(cell(key, value) for key, value in row.items()))
-    out.print(table)
-
-
-def cell(key: str, value: object) -> str:
-    if key.endswith("_bytes"):
-        return "no" if value is None else describe_bytes(float(str(value)))
-    return str(value)
+    out.print(rows_table(rows))
 
 
 def print_json(value: Any) -> None:

@@ -39,6 +39,10 @@ ALIASES: dict[str, str] = {
     "random_seed": "seed",
     "label_smoothing": "label_smoothing_factor",
     "activation_checkpointing": "gradient_checkpointing",
+    "kl_coef": "beta",
+    "max_completion_length": "max_new_tokens",
+    "response_length": "max_new_tokens",
+    "reward_model_path": "reward",
 }
 
 # What `memory` sets where it is not given: one column a position of the dial, one row a part.
@@ -54,7 +58,7 @@ Switch = Annotated[bool, SWITCH]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _split_list(value: object) -> object:
+def split_list(value: object) -> object:
     """Turns `a,b`, as typed on a command line, into the list [a, b]."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -76,7 +80,7 @@ def split_typed(value: Any) -> Any:
     return {key: yaml.safe_load(item) for key, item in pairs.items()} if isinstance(value, str) else pairs
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
 
 class Config(BaseModel):
@@ -348,7 +352,7 @@ class CompareConfig(TrainingConfig):
 class ExportConfig(Config):
     """Runs made into a model that other programs load."""
 
-    runs: Annotated[tuple[Path, ...], BeforeValidator(_split_list)] = Field(description="Run folders.")
+    runs: Annotated[tuple[Path, ...], BeforeValidator(split_list)] = Field(description="Run folders.")
     output: Path = Field(description="Folder for the model; it must not exist.")
     to: Literal["merged", "adapter"] = Field("merged", description="A whole transformers model, or the adapter alone.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -358,7 +362,7 @@ class ExportConfig(Config):
         1.0, ge=0, le=2, description="Share of the tuning's change that is kept; less forgets less (WiSE-FT)."
     )
     combine: Literal["linear", "ties", "dare"] = Field("linear", description="How several runs are put together.")
-    shares: Annotated[tuple[float, ...], BeforeValidator(_split_list)] = Field(
+    shares: Annotated[tuple[float, ...], BeforeValidator(split_list)] = Field(
         (), description="Weight of each run's change; alike when not given."
     )
     density: float = Field(0.5, gt=0, le=1, description="ties, dare: share of each change's entries that is kept.")

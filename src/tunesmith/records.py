@@ -14,21 +14,33 @@ if TYPE_CHECKING:  # records are read by commands that must start quickly
     import torch
 
 Task = Literal[
-    "classification", "regression", "generation", "multi-label", "token-classification", "ranking", "judgement", "text"
+    "classification",
+    "regression",
+    "generation",
+    "multi-label",
+    "token-classification",
+    "ranking",
+    "preference",
+    "judgement",
+    "text",
 ]
-# What a run can be trained for, and what its loss is taken of: whole rows, words (each at its first token), or the
-# tokens of answers. The other tasks are read and checked.
-JUDGED: Mapping[Task, Literal["rows", "words", "answers"]] = {
+# What a run can be trained for, and what its loss is taken of: whole rows, words (each at its first token), the
+# tokens of answers, or several answers to a prompt, set against each other. The other tasks are read and checked.
+JUDGED: Mapping[Task, Literal["rows", "words", "answers", "rankings"]] = {
     "classification": "rows",
     "multi-label": "rows",
     "regression": "rows",
     "token-classification": "words",
     "generation": "answers",
+    "ranking": "rankings",
+    "preference": "rankings",
 }
-TASKS: tuple[Task, ...] = tuple(JUDGED)
+# Those that data is for. Preference is what `align` makes of rankings: a model is to write the better answers.
+TASKS: tuple[Task, ...] = tuple(task for task in JUDGED if task != "preference")
 
-# A class id, a score, whether each class holds (multi-label), or the tag id of each judged word; None for answers.
-Target = int | float | tuple[int, ...] | None
+# A class id, a score, whether each class holds (multi-label), the tag id of each judged word, the rank of each answer,
+# or what a preference is measured by (`train/preference.py`); None for answers.
+Target = int | float | tuple[int, ...] | tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +185,8 @@ class TokenizedExample:
     from which on tokens are of type 1, where the tokenizer tells the texts of a pair apart so; 0 when none is.
     `start` is there for encoder-decoders alone: the id that their decoder starts with. What is not trained is
     then the source, what is trained, behind it, the target.
+    `answers` is there for rankings alone: the places where the answers to one prompt begin, which stand one behind the
+    other, each up to and with its stop token. What is before the first is the prompt, that every one of them follows.
     """
 
     input_ids: tuple[int, ...]
@@ -182,6 +196,7 @@ class TokenizedExample:
     row: int
     second_at: int = 0
     start: int | None = None
+    answers: tuple[int, ...] = ()
 
     @property
     def num_trained(self) -> int:
@@ -206,6 +221,23 @@ class PackedSource:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedAnswers:
+    """The answers to the prompts of a PackedBatch, those of its first row first.
+
+    tokens  (N,)  int64; the tokens of all answers, judged at `predict_from`
+    owners  (N,)  int64; the answer that each belongs to, counted through the batch
+    counts        answers of each row
+    """
+
+    tokens: torch.Tensor
+    owners: torch.Tensor
+    counts: tuple[int, ...]
+
+    def to(self, device: torch.device) -> PackedAnswers:
+        return PackedAnswers(self.tokens.to(device), self.owners.to(device), self.counts)
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Rows laid end to end in one sequence, without padding. A beginning that rows share stands there once.
 
@@ -216,11 +248,13 @@ class PackedBatch:
                       a segment without children ends a row, and the rows' ends stand in the order of `rows`
     predict_from(N,)  int64; generation: places whose next token is judged, token classification: places that are
                       judged themselves. Else (S,) first places of rows
-    targets     (N,)  int64 token or class ids, float32 scores; multi-label (S, C) float32, 1 where a class holds
+    targets     (N,)  int64 token or class ids, float32 scores; multi-label (S, C) float32, 1 where a class holds;
+                      rankings (S, K): the target of each row, filled up with zeros
     rows              index of each packed row in its data set
     num_virtual       P
     token_types (T,)  int64, 1 in the second text of a pair; None when there is none
     source            of encoder-decoders, whose decoder reads all else: one row of it for each segment
+    answers           of rankings: each chain is an answer behind its prompt, and a row has several
     """
 
     input_ids: torch.Tensor
@@ -233,6 +267,7 @@ class PackedBatch:
     num_virtual: int = 0
     token_types: torch.Tensor | None = None
     source: PackedSource | None = None
+    answers: PackedAnswers | None = None
 
     @property
     def chains(self) -> list[tuple[int, ...]]:
@@ -260,6 +295,7 @@ class PackedBatch:
             self.num_virtual,
             None if self.token_types is None else self.token_types.to(device),
             None if self.source is None else self.source.to(device),
+            None if self.answers is None else self.answers.to(device),
         )
 
 

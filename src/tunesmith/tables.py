@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.records import Interval
 from tunesmith.terminal import describe_bytes, describe_count, describe_seconds
 
 if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should come at once
     from tunesmith.data.quality.report import Report
     from tunesmith.data.signal import Proof
     from tunesmith.data.view import ShownRow
+    from tunesmith.runs.doctor import Health
     from tunesmith.train.plan import Forecast
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -226,3 +229,98 @@ def proof_lines(proof: Proof) -> list[str]:
     lines.append("longest   " + ", ".join(f"{origin} ({length:,})" for origin, length in proof.longest))
     lines.append(f"packing   none is padding, which would be {proof.padding:.0%} of batches of {proof.PADDED_BATCH}")
     return [*lines, *([f"note      {proof.note}"] if proof.note else [])]
+
+
+def reward_lines(report: Mapping[str, Any]) -> list[str]:
+    """How a reward model agrees with rankings it has not seen."""
+    found = report.get("test") or report["validation"]
+    if not found["pairs"]:
+        return ["no pair of unlike answers is left to judge the model by"]
+    accuracy, longer = (Interval(**found[name]) for name in ("accuracy", "longer_wins"))
+    lines = [
+        f"agrees  {accuracy} of {found['pairs']:,} pairs to {found['prompts']:,} prompts it has not seen; "
+        f"'the longer one wins' {longer}",
+        f"sure    calibration error {found['calibration_error']:.3f}, log-loss {found['log_loss']:.3f} (0.693 knows "
+        f"nothing), best temperature {found['temperature']:.2f}",
+    ]
+    for row in found["by_length_gap"]:
+        gap = f"{row['above'] or '-inf'} to {row['to'] or 'inf'}"
+        lines.append(f"        better answer longer by {gap} characters: {row['accuracy']:.3f} of {row['pairs']:,}")
+    return lines
+
+
+def doctor_lines(found: Sequence[Health]) -> Iterator[tuple[str, str]]:
+    """What is damaged in runs and what can be saved, a line and its style each."""
+    for health in found:
+        yield f"{health.folder}: {health.content}, {'whole' if health.is_whole else 'damaged'}", ""
+        for problem in health.problems:
+            yield f"  damaged     {problem}", "red"
+        for name, damage in health.checkpoints.items():
+            yield f"  checkpoint  {name}: {damage or 'whole'}", "red" if damage else ""
+        for path in health.left_overs:
+            yield f"  left over   {path}: of a killed process; it may be removed", ""
+        if health.advice:
+            yield f"  {health.advice}", ""
+
+
+def duel_lines(found: Mapping[str, Any]) -> list[str]:
+    """How often one model is preferred to another."""
+    lengths = " and ".join(f"{length:.0f}" for length in found["mean_length"].values())
+    return [
+        f"preferred        {found['win_rate']} of {found['prompts']:,} prompts, {found['level']:.1%} level",
+        f"at equal length  {found['at_equal_length']}; the answers have {lengths} characters",
+        "mean score       " + ", ".join(f"{key} {score:.3f}" for key, score in found["mean_score"].items()),
+    ]
+
+
+def run_lines(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What a training did, and what to do with it."""
+    outcome = manifest["outcome"]
+    losses = [point["validation_loss"] for point in outcome["curve"]]
+    lines = [f"validation loss {losses[0]:.4f} before, {min(losses):.4f} after"]
+    if "validation_reward" in outcome["curve"][0]:
+        lines = list(_reward_change(outcome["curve"], outcome["best_step"]))
+    speed = (
+        f"{outcome['steps']} steps in {outcome['train_seconds']:.0f} s, {outcome['tokens_per_second']:,.0f} tokens/s"
+    )
+    lines.append(f"{speed}, peak {describe_bytes(manifest['peak_memory'])}")
+    if planned := manifest.get("plan"):
+        peak, seconds = describe_bytes(planned["peak_memory"]), describe_seconds(planned["seconds"])
+        lines.append(f"planned {peak} and {seconds}; it took {describe_seconds(outcome['seconds'])} in all")
+    if outcome["stopped_early"]:
+        lines.append(f"stopped early; what was saved is step {outcome['best_step']}, the best evaluation")
+    if "reward" in manifest:
+        lines += reward_lines(manifest["reward"])
+    verbs = {"generation": f"chat {folder}", "ranking": f"align --algorithm ppo --reward {folder}"}
+    return [*lines, f"saved   {folder}", f"next    tunesmith {verbs.get(manifest['task'], f'predict {folder}')}"]
+
+
+def _reward_change(curve: Sequence[Mapping[str, float]], best_step: int) -> Iterator[str]:
+    """Reward before and after, in deviations of the start, and what it cost in divergence."""
+    before = curve[0]
+    after = next((point for point in curve if point["step"] == best_step), curve[-1])
+    rise = after["validation_reward"] - before["validation_reward"]
+    deviation = before["validation_reward_std"] or float("nan")
+    yield (
+        f"reward  {before['validation_reward']:.3f} before, {after['validation_reward']:.3f} after: "
+        f"{rise / deviation:+.2f} deviations of the start, at a divergence of {after['validation_kl']:.2f} nats an "
+        "answer"
+    )
+    if "validation_gold" in after:
+        yield f"gold    {before['validation_gold']:.3f} before, {after['validation_gold']:.3f} after"
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Mappings with the same keys, a line each."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key.replace("_bytes", ""))
+    for row in rows:
+        table.add_row(*(_cell(key, value) for key, value in row.items()))
+    return table
+
+
+def _cell(key: str, value: object) -> str:
+    if key.endswith("_bytes"):
+        return "no" if value is None else describe_bytes(float(str(value)))
+    return str(value)

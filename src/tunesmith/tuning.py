@@ -61,14 +61,17 @@ from tunesmith.runtime import (
 from tunesmith.signals import listening
 from tunesmith.storage import describe_files, explained, write_json, write_text
 from tunesmith.terminal import say
-from tunesmith.train.checkpoint import estimate_bytes, find_newest, step_of
+from tunesmith.train.checkpoint import Start, estimate_bytes, find_newest, step_of
 from tunesmith.train.clock import Clock
-from tunesmith.train.loop import Watch, fit, trainable
-from tunesmith.train.losses import Penalty
+from tunesmith.train.course import Watch
+from tunesmith.train.loop import fit, trainable
+from tunesmith.train.losses import PLAIN, Penalty
 from tunesmith.train.objective import refuse_penalty
 from tunesmith.train.plan import Forecast, Rows
+from tunesmith.train.preference import Preference
 from tunesmith.train.progress import Outcome
 from tunesmith.train.step import Plan
+from tunesmith.train.terms import terms_of, with_reference
 from tunesmith.train.validate import validate, watch
 
 # A training that is about to begin is worth so many seconds of timing operations; earlier ones are remembered.
@@ -77,7 +80,11 @@ PATIENCE_BEFORE_TUNING = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A network under a method and the rows it will see, all checked before any compute is spent."""
+    """A network under a method and the rows it will see, all checked before any compute is spent.
+
+    `course` trains it, and `evaluate` judges it, where that is not by the rows' own losses; `finish` writes what else
+    belongs into the run's folder and returns what the manifest is to say of it.
+    """
 
     network: Network
     method: Method
@@ -87,6 +94,12 @@ class Prepared:
     plan: Plan
     signal: Proof
     forecast: Forecast | None
+    course: Callable[[Watch, Start | None], Outcome] | None = None
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    finish: Callable[[Path], Mapping[str, Any]] | None = None
+
+
+Prepare = Callable[[TuneConfig, Method, Split, bool], Prepared]
 
 
 def tune(
@@ -95,6 +108,7 @@ def tune(
     quiet: bool = False,
     brief: bool = False,
     states: Path | None = None,
+    how: Prepare | None = None,
 ) -> Run:
     """Trains and saves a run, or goes on with one that was interrupted.
 
@@ -103,6 +117,7 @@ def tune(
         quiet: nothing is printed.
         brief: only what differs between methods is printed; `compare` tells the rest once.
         states: folder in which states of frozen blocks are kept for other runs; else the run's own, and not kept.
+        how: prepares the training where it is another than that of the data's task (`prepare`).
 
     Raises:
         InputError: wrong model, data, method or output folder; nothing is left on disk then.
@@ -118,12 +133,14 @@ def tune(
                 say(f"{place.folder} is finished already")
                 return finished
             place = place.replaced(config)
-        prepared = prepare(place.as_begun(config), method, parts, planned=not (quiet or brief or place.goes_on))
+        planned = not (quiet or brief or place.goes_on)
+        prepared = (how or prepare)(place.as_begun(config), method, parts, planned)
         if not quiet:
             _announce(prepared, config, brief)
         with locked(place.folder), _told_how_to_go_on(place.folder):
             outcome = _train(config, place, prepared, quiet, states)
             manifest = _save(place.folder, prepared, config, outcome)
+        prepared.network.task = manifest["task"]
         return Run(place.folder, manifest, prepared.network)
 
 
@@ -150,7 +167,7 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
     try:
         examples, indices = prepared.split.train.rows, prepared.train.examples
         watch = Watch(
-            evaluate=_validator(prepared),
+            evaluate=prepared.evaluate or partial(_evaluate, prepared),
             log=log,
             checkpoints=folder / CHECKPOINTS,
             label=prepared.method.name,
@@ -158,9 +175,12 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
             name_row=lambda row: str(examples[indices[row]].origin),
             mend=how_to_go_on(folder),
         )
-        with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet, states or folder / FROZEN):
-            outcome = fit(prepared.network, prepared.train, prepared.plan, watch, start)
-            outcome.seconds = time.monotonic() - started
+        if prepared.course is not None:
+            outcome = prepared.course(watch, start)
+        else:
+            with cached_prefix(prepared.network, rows, prepared.plan.dtype, quiet, states or folder / FROZEN):
+                outcome = fit(prepared.network, prepared.train, prepared.plan, watch, start)
+        outcome.seconds = time.monotonic() - started
         shutil.rmtree(folder / FROZEN, ignore_errors=True)
         return outcome
     finally:
@@ -184,7 +204,7 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     task = parts.train.task
     refuse_penalty(task, Penalty(config.label_smoothing_factor, config.z_loss))
     train, validation, signal = read_rows(config, parts)
-    planned = planned and method.foreseen
+    planned = planned and method.foreseen and task != "preference"
     forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
@@ -195,6 +215,8 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     rates = find_rates(network, method, config)
     plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates)
+    if isinstance(plan.terms, Preference):
+        train, validation = (with_reference(network, rows, plan.terms, dtype) for rows in (train, validation))
     return Prepared(network, method, parts, train, validation, plan, signal, forecast)
 
 
@@ -259,7 +281,7 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         galore_rank=config.galore_rank,
         weight_decay=config.weight_decay,
         l2_sp=config.l2_sp,
-        penalty=Penalty(config.label_smoothing_factor, config.z_loss),
+        terms=terms_of(config),
         max_grad_norm=config.max_grad_norm,
         warmup_ratio=config.warmup_ratio,
         schedule=config.lr_scheduler_type,
@@ -275,12 +297,12 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
     )
 
 
-def _validator(prepared: Prepared) -> Callable[[], Mapping[str, float]]:
-    def run() -> Mapping[str, float]:
-        outputs = validate(prepared.network, prepared.validation, prepared.plan.dtype)
-        return watch(prepared.network.task, outputs, prepared.validation)
-
-    return run
+def _evaluate(prepared: Prepared) -> Mapping[str, float]:
+    terms = prepared.plan.terms
+    # Penalties make a loss that nobody else has; a preference's rule is the loss itself.
+    seen_by = terms if isinstance(terms, Preference) else PLAIN
+    outputs = validate(prepared.network, prepared.validation, prepared.plan.dtype, seen_by)
+    return watch(prepared.network.task, outputs, prepared.validation)
 
 
 def _announce(prepared: Prepared, config: TuneConfig, brief: bool) -> None:
@@ -318,13 +340,14 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
     write_text(folder / SPLIT, json.dumps({"note": prepared.split.note, **places_of(prepared.split)}) + "\n")
     readme = folder / "README.md"
     readme.unlink(missing_ok=True)  # PEFT's model card is a form with every field left open
+    more = prepared.finish(folder) if prepared.finish is not None else {}
     num_trained, total = count_parameters(network)
     manifest = {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "parent": {"name": network.source, "folder": network.folder, "fingerprint": network.fingerprint},
         "method": prepared.method.name,
-        "task": network.task,
+        "task": "generation" if network.task == "preference" else network.task,
         "class_names": network.class_names,
         "inputs": inputs_of(prepared.split.train.rows[0]),
         "data": {
@@ -340,6 +363,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
         "plan": _plan_as_mapping(prepared.forecast),
         "machine": describe_machine(prepared.plan.device, prepared.plan.dtype),
         "outcome": _outcome_as_mapping(outcome),
+        **more,
         "versions": versions(),
         "files": describe_files(folder),
     }

@@ -45,3 +45,5 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "evaluated": _reset(evaluated=-1),
     "log": _skip(runtime.MetricsLog, "cut_back"),
 }
+# Of learning by trial, beside weights, optimizer and position.
+OF_TRIALS: dict[str, Callable[[], None]] = {"beta": _reset(numbers={"beta": 0.1})}

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.signals import HEEDED
 
-CLOCKS = {"time", "tokens_per_second", "memory", "seconds", "train_seconds", "log_offset", "log_seconds"}
+CLOCKS = {"time", "eps", "tokens_per_second", "memory", "seconds", "train_seconds", "log_offset", "log_seconds"}
 MODULES = ["tunesmith.cli", "tunesmith.tuning", "tests.faults.survival"]
 # Method, model, task, and flags that make its state rich: dropout, accumulation, several evaluations.
 CASES: dict[str, tuple[str, str, list[str]]] = {
@@ -36,6 +36,14 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
     "bottleneck": ("bert", "classification", ["--bottleneck-size", "4"]),
     "lora": ("llama", "generation", ["--lora-r", "2", "--lora-dropout", "0.1"]),
 }
+# Learning by trial: what must come back is also the value, the steered cost, and where the prompts stand.
+TRIAL = [
+    *("--algorithm", "ppo", "--method", "lora", "--lora-r", "2", "--max-steps", "14", "--num-train-epochs", "9"),
+    *("--prompts-per-step", "4", "--num-generations", "2", "--max-new-tokens", "4", "--num-ppo-epochs", "2"),
+    *("--target-kl", "0.5", "--kl-horizon", "50", "--beta", "0.1", "--eval-steps", "3", "--save-steps", "1"),
+    *("--device", "cpu", "--precision", "fp32", "--learning-rate", "0.01", "--check", "false"),
+]
+JUDGE = "def evens(prompts, answers):\n    return [sum(w[-1] in '02468' for w in a.split()) for a in answers]\n"
 SHARED = [
     *("--num-train-epochs", "7", "--per-device-train-batch-size", "3", "--gradient-accumulation-steps", "2"),
     *("--eval-steps", "3", "--early-stopping-patience", "100", "--save-steps", "1", "--device", "cpu"),
@@ -73,7 +81,15 @@ def make_rows(task: str, file: Path) -> Path:
 
 
 def command(method: str, place: Path, output: Path) -> list[str]:
-    """The command that begins a run and, given again, goes on with it."""
+    """The command that begins a run and, given again, goes on with it; of the method "ppo" by trial."""
+    if method == "ppo":
+        base, rows, judge = place / "llama", place / "generation.jsonl", place / "judge.py"
+        if not judge.exists():
+            make_base("llama", "generation", base)
+            make_rows("generation", rows)
+            judge.write_text(JUDGE)
+        given = ["--model", str(base), "--data", str(rows), "--output", str(output), "--resume"]
+        return ["align", *given, "--reward", f"{judge}:evens", *TRIAL]
     kind, task, own = CASES[method]
     base, rows = place / kind, place / f"{task}.jsonl"
     if not base.exists():
@@ -193,7 +209,7 @@ def _work(arguments: list[str], log: Path, shared: Any, hooks: tuple[str, int, t
 
     saver.save_checkpoint = watched
     if sabotage:
-        sabotages.SABOTAGES[sabotage]()
+        (sabotages.SABOTAGES | sabotages.OF_TRIALS)[sabotage]()
     if place:
         _linger(place, call, come)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")

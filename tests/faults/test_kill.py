@@ -21,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(place: Path) -> dict[str, dict[str, str]]:
     found = {}
-    for method in CASES:
+    for method in (*CASES, "ppo"):
         attempt = Attempt(command(method, place, place / method), place / f"{method}.txt")
         assert attempt.finish() == 0, (place / f"{method}.txt").read_text()[-2000:]
         found[method] = digest(place / method)
@@ -46,6 +46,17 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
     assert "Traceback" not in done.log.read_text()
 
 
+@pytest.mark.slow
+def test_learning_by_trial_ends_as_if_never_killed(place: Path, uninterrupted: dict[str, dict[str, str]]) -> None:
+    done = survive("ppo", place, num_kills=6, seed=6)
+    for run, found in zip(done.runs, done.digests, strict=True):
+        assert found == uninterrupted["ppo"], run
+        steps = steps_logged(run)
+        assert steps == list(range(1, len(steps) + 1))
+    assert done.in_save >= 1, done
+    assert "Traceback" not in done.log.read_text()
+
+
 @pytest.fixture(scope="module")
 def interrupted(place: Path) -> Path:
     """Killed a step after a checkpoint, some steps after the best evaluation."""
@@ -65,3 +76,22 @@ def test_each_part_of_the_state_is_needed(
     attempt = Attempt(command("full", place, copy), place / "sabotage.txt", sabotage=part)
     assert attempt.finish() == 0, (place / "sabotage.txt").read_text()[-2000:]
     assert (digest(copy) == uninterrupted["full"]) == (part == "")
+
+
+@pytest.fixture(scope="module")
+def interrupted_trial(place: Path) -> Path:
+    attempt = Attempt(command("ppo", place, place / "cut-trial"), place / "cut-trial.txt", stop_after=7)
+    assert attempt.finish() == -9
+    return place / "cut-trial"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["", "weights", "optimizer", "position", "schedule", "best", "beta"])
+def test_each_part_of_a_trial_is_needed(
+    part: str, interrupted_trial: Path, place: Path, uninterrupted: dict[str, dict[str, str]]
+) -> None:
+    copy = place / f"trial-without-{part}"
+    shutil.copytree(interrupted_trial, copy)
+    attempt = Attempt(command("ppo", place, copy), place / "trial-sabotage.txt", sabotage=part)
+    assert attempt.finish() == 0, (place / "trial-sabotage.txt").read_text()[-2000:]
+    assert (digest(copy) == uninterrupted["ppo"]) == (part == "")

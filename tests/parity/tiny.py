@@ -182,7 +182,7 @@ def make_model(kind: str, task: Task, num_classes: int = 3, seed: int = 0) -> Pr
     config = (DECODERS | ENCODERS | ENCODER_DECODERS)[kind]()
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
-    if task == "generation":
+    if task not in TASK_HEADS:
         return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for key, value in head_settings(task, class_names(task, num_classes)).items():
         setattr(config, key, value)
@@ -190,7 +190,11 @@ def make_model(kind: str, task: Task, num_classes: int = 3, seed: int = 0) -> Pr
 
 
 def class_names(task: Task, num_classes: int = 3) -> tuple[str, ...]:
-    return () if task in ("generation", "regression") else tuple(f"class {i}" for i in range(num_classes))
+    return (
+        ()
+        if task in ("generation", "regression", "ranking", "preference")
+        else tuple(f"class {i}" for i in range(num_classes))
+    )
 
 
 def make_network(kind: str, task: Task, folder: Path, num_classes: int = 3) -> Network:

@@ -5,6 +5,9 @@ before an answer is context; the answer up to and with its stop token is trained
 template puts after the stop token is context again. Context and answer are tokenised apart, just as
 at inference the prompt stands alone, so training and inference see the same ids.
 
+Of a ranking the prompt comes first and then its answers, each rendered as the one answer to that prompt, up to and with
+its stop token. A tokenizer without a chat template (an encoder's) reads prompt and answer as one text, whole for each.
+
 A labelled text, or pair of texts, is judged as a whole: none of its tokens is trained. Of tagged words each is judged
 at its first token; the other tokens of it are context.
 Of an encoder-decoder a row is its source and, behind it, its target (`sides`), which is what is trained.
@@ -33,7 +36,7 @@ from tunesmith.data.render import (
 from tunesmith.data.sides import Sides, closing_id, encode_targets, find_sides, source_text
 from tunesmith.data.words import ArrayOfIds, Words, encode_whole
 from tunesmith.errors import InputError
-from tunesmith.records import Conversation, Example, LabelledText, Message, TaggedWords, Target
+from tunesmith.records import Conversation, Example, LabelledText, Message, Ranking, TaggedWords, Target
 
 NO_LIMIT = 2**31 - 1  # longer than any row
 TooLong = Literal["refuse", "cut", "skip"]
@@ -43,7 +46,7 @@ TooLong = Literal["refuse", "cut", "skip"]
 class Ids:
     """A row's ids (T,) int32, which of them are trained (T,) bool, its target and how many tokens were cut off.
 
-    `second_at` is that of TokenizedExample; `num_lost` counts words that were cut off with their tags.
+    `second_at` and `answers` are those of TokenizedExample; `num_lost` counts words that were cut off with their tags.
     """
 
     ids: ArrayOfIds
@@ -52,6 +55,7 @@ class Ids:
     num_cut: int = 0
     second_at: int = 0
     num_lost: int = 0
+    answers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,8 @@ class Encoder:
             return self._encode_labelled([row for row in rows if isinstance(row, LabelledText)])
         if isinstance(rows[0], TaggedWords):
             return self._encode_tagged([row for row in rows if isinstance(row, TaggedWords)])
+        if isinstance(rows[0], Ranking):
+            return self._encode_rankings([row for row in rows if isinstance(row, Ranking)])
         conversations = [row for row in rows if isinstance(row, Conversation)]
         if self._sides is not None:
             return self._encode_two_sided(conversations, self._sides)
@@ -112,6 +118,37 @@ class Encoder:
             tags = tuple(self._class_ids[tag] for tag in row.tags[: len(given.begins)])
             made.append(replace(_judged(given), target=tags, num_lost=len(row.words) - len(given.begins)))
         return made
+
+    def _encode_rankings(self, rows: Sequence[Ranking]) -> list[Encoded]:
+        if self._tokenizer.chat_template is None:
+            return [self._fit_ranking(row, *self._encode_whole(row)) for row in rows]
+        answered = [Dialogue((*row.prompt, Message("assistant", text))) for row in rows for text in row.answers]
+        rendered = iter(render_marked(answered, self._tokenizer))
+        return [self._encode_ranking(row, [next(rendered) for _ in row.answers]) for row in rows]
+
+    def _encode_ranking(self, row: Ranking, rendered: Sequence[list[Piece] | InputError]) -> Encoded:
+        pieces = [piece for piece in rendered if not isinstance(piece, InputError)]
+        if len(pieces) < len(rendered):
+            return Refusal(next(str(piece) for piece in rendered if isinstance(piece, InputError)))
+        prompt, *answers = encode_pieces([pieces[0][:-1], *(piece[-1:] for piece in pieces)], self._tokenizer)
+        return self._fit_ranking(row, prompt.ids, [answer.ids[answer.trained] for answer in answers])
+
+    def _encode_whole(self, row: Ranking) -> tuple[ArrayOfIds, list[ArrayOfIds]]:
+        before = [turn.content for turn in row.prompt]
+        texts = ["\n\n".join([*before, answer]) for answer in row.answers]
+        encoded = encode_texts(texts, self._tokenizer, NO_LIMIT)
+        return np.array([], dtype=np.int32), [np.array(ids, dtype=np.int32) for ids, _ in encoded]
+
+    def _fit_ranking(self, row: Ranking, prompt_T: ArrayOfIds, answers: Sequence[ArrayOfIds]) -> Encoded:
+        """Each answer may have `max_length` tokens with its prompt; nothing is cut, or the ranking is another one."""
+        longest = len(prompt_T) + max(map(len, answers))
+        if longest > self._max_length:
+            more = " (rankings are not cut: --too-long skip)" if self._too_long == "cut" else ""
+            refused = Refusal(f"{longest:,} tokens in prompt and answer{more}", is_too_long=True)
+            return None if self._too_long == "skip" else refused
+        ends = np.cumsum([len(prompt_T), *map(len, answers)])
+        ids_T = np.concatenate([prompt_T, *answers])
+        return Ids(ids_T, np.arange(len(ids_T)) >= max(1, len(prompt_T)), row.ranks, answers=tuple(ends[:-1].tolist()))
 
     def _encode_conversations(self, rows: Sequence[Conversation]) -> list[Encoded]:
         rendered = render_marked([Dialogue(row.messages, row.tools) for row in rows], self._tokenizer)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
-from tunesmith.data.share import Family, find_families
-from tunesmith.records import PackedBatch, PackedSource, Target, TokenizedExample
+from tunesmith.data.share import Family, find_families, is_worth_sharing
+from tunesmith.records import PackedAnswers, PackedBatch, PackedSource, Target, TokenizedExample
 
 # Of a pass without gradients: enough to keep the cores busy in matrix products, few enough to stay in little memory.
 TOKENS_PER_PASS = 2048
@@ -20,10 +21,13 @@ def pack(rows: Sequence[TokenizedExample], num_virtual: int = 0, share: bool = F
 
     `num_virtual` places are kept free before each row for virtual (prompt) tokens. With `share`, which only a model
     that never looks ahead can take, a beginning that rows have in common is laid down once. Rows with a source and a
-    target are laid on two sheets, and share nothing.
+    target are laid on two sheets, and share nothing. The answers of a ranking go on from their prompt, which with
+    `share` stands there once.
     """
     if rows[0].start is not None:
         return _pack_two_sided(rows)
+    if rows[0].answers:
+        return _pack_rankings(rows, num_virtual, share)
     sheet = _Sheet(num_virtual)
     for family in _order(find_families([row.input_ids for row in rows]) if share else [], rows):
         sheet.lay([rows[index] for index in family.rows], family.num_shared)
@@ -40,6 +44,30 @@ def _pack_two_sided(rows: Sequence[TokenizedExample]) -> PackedBatch:
         target.lay_target(row, row.input_ids[border:])
     read = source.to_batch()
     return replace(target.to_batch(), source=PackedSource(read.input_ids, read.position_ids, read.lengths))
+
+
+def _pack_rankings(rows: Sequence[TokenizedExample], num_virtual: int, share: bool) -> PackedBatch:
+    """Rows as they come, their answers in order."""
+    sheet = _Sheet(num_virtual)
+    owners: list[int] = []
+    num_answers = 0
+    for row in rows:
+        prompt, borders = row.answers[0], (*row.answers, len(row.input_ids))
+        parts = [(*range(prompt), *range(start, end)) for start, end in pairwise(borders)]
+        answers = [
+            replace(
+                row,
+                input_ids=tuple(row.input_ids[place] for place in part),
+                trained=tuple(row.trained[place] for place in part),
+                target=None,
+            )
+            for part in parts
+        ]
+        sheet.lay(answers, prompt if share and is_worth_sharing(prompt, len(answers)) else 0)
+        for number, answer in enumerate(answers, num_answers):
+            owners += [number] * (answer.num_trained - (answer.trained[0] and not num_virtual))
+        num_answers += len(answers)
+    return sheet.to_rankings(rows, owners)
 
 
 def _order(families: Sequence[Family], rows: Sequence[TokenizedExample]) -> list[Family]:
@@ -133,6 +161,22 @@ class _Sheet:
             num_virtual=self._num_virtual,
             token_types=None if types is None else torch.tensor(types),
         )
+
+    def to_rankings(self, rows: Sequence[TokenizedExample], owners: Sequence[int]) -> PackedBatch:
+        """`owners` names the answer of each judged token."""
+        batch = self.to_batch()
+        width = max(len(_numbers(row)) for row in rows)
+        answers = PackedAnswers(batch.targets, torch.tensor(owners), tuple(len(row.answers) for row in rows))
+        return replace(
+            batch,
+            targets=torch.tensor([[*_numbers(row), *[0] * (width - len(_numbers(row)))] for row in rows]),
+            rows=tuple(row.row for row in rows),
+            answers=answers,
+        )
+
+
+def _numbers(row: TokenizedExample) -> tuple[float, ...]:
+    return row.target if isinstance(row.target, tuple) else ()
 
 
 def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

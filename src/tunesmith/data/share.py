@@ -23,6 +23,11 @@ class Family:
     rows: tuple[int, ...]
 
 
+def is_worth_sharing(num_shared: int, num_rows: int) -> bool:
+    """Whether so many rows with so many first tokens in common are computed sooner as a family."""
+    return num_shared * (num_rows - 1) >= LEAST_SAVED
+
+
 def find_families(rows: Sequence[tuple[int, ...]]) -> list[Family]:
     """Divides rows of ids so that the fewest tokens are left, each family counting `LEAST_SAVED` against it.
 

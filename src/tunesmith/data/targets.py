@@ -13,7 +13,7 @@ from tunesmith.records import Target
 
 # Whether classes hold takes a byte each, class and tag ids four, scores eight.
 STORED_AS = {"b": "bool", "i": "int32", "f": "float64"}
-FILE, ABOUT = "targets", "targets.json"
+ABOUT = ".json"
 
 
 class Targets:
@@ -31,6 +31,10 @@ class Targets:
             self._dtype = STORED_AS[np.asarray(target).dtype.kind]
         self._blobs.append(np.asarray(target, dtype=self._dtype).tobytes())
 
+    def sizes(self) -> list[int]:
+        """Bytes of each row's target."""
+        return list(self._blobs.sizes())
+
     def __getitem__(self, index: int) -> Target:
         blob = self._blobs[index]
         if not blob:
@@ -38,16 +42,16 @@ class Targets:
         numbers: list[Any] = np.frombuffer(blob, dtype=self._dtype).tolist()
         return tuple(numbers) if self.are_many else numbers[0]
 
-    def keep(self, folder: Path) -> None:
-        self._blobs.keep(folder / FILE)
+    def keep(self, file: Path) -> None:
+        self._blobs.keep(file)
         about = {"dtype": self._dtype, "is_many": self.are_many}
-        (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        file.with_suffix(ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
     @classmethod
-    def open(cls, folder: Path) -> Targets:
+    def open(cls, file: Path) -> Targets:
         """What `keep` has written."""
         made = cls()
-        made._blobs = Blobs.open(folder / FILE)
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        made._blobs = Blobs.open(file)
+        about = json.loads(file.with_suffix(ABOUT).read_text(encoding="utf-8"))
         made._dtype, made.are_many = about["dtype"], about["is_many"]
         return made

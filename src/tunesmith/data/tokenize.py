@@ -104,5 +104,5 @@ def measure(rows: Sequence[TokenizedExample]) -> Signal:
     made = TokenRows()
     for row in rows:
         ids_T, trained_T = np.array(row.input_ids, dtype=np.int32), np.array(row.trained, dtype=bool)
-        made.append(Ids(ids_T, trained_T, row.target, row.num_cut, row.second_at), row.row)
+        made.append(Ids(ids_T, trained_T, row.target, row.num_cut, row.second_at, answers=row.answers), row.row)
     return made.signal

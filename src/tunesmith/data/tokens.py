@@ -10,6 +10,7 @@ import json
 import shutil
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -21,12 +22,12 @@ from tunesmith.assets import cache_root
 from tunesmith.data.ids import Ids
 from tunesmith.data.store import Blobs
 from tunesmith.data.targets import Targets
-from tunesmith.records import Examples, TokenizedExample
+from tunesmith.records import Examples, Target, TokenizedExample
 from tunesmith.storage import SEAL, find_damage, sealed
 
 KEPT_FROM = 20_000  # rows; fewer are made again sooner than they are found
 MOST_KEPT = 20_000_000_000  # bytes in the cache; the oldest go first
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Signal:
     longest: int
     num_words: int = 0  # words that are judged
     num_lost: int = 0  # words that were cut off with their tags
+    num_answers: int = 0  # of rankings
 
     def __str__(self) -> str:
         text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens, longest row {self.longest:,}"
@@ -48,6 +50,8 @@ class Signal:
             text += f"; {self.num_trained:,} tokens trained, {self.num_tokens - self.num_trained:,} context only"
         if self.num_words:
             text += f"; {self.num_words:,} words judged, each at its first token"
+        if self.num_answers:
+            text += f"; {self.num_answers:,} answers, set against those to the same prompt"
         if self.num_cut_rows:
             text += f"; {self.num_cut_rows:,} rows cut by {self.num_cut_tokens:,} tokens"
         if self.num_lost:
@@ -76,7 +80,7 @@ class TokenRows(Sequence[TokenizedExample]):
     def __init__(self, start: int | None = None) -> None:
         self.start = start
         self._blobs = Blobs()
-        self._targets = Targets()
+        self._targets, self._answers = Targets(), Targets()
         self.cuts, self.examples, self.taught = array("q"), array("q"), array("q")
         self.lasts, self.firsts, self.seconds = array("q"), array("q"), array("q")
         self.types, self.losts = array("q"), array("q")
@@ -87,6 +91,7 @@ class TokenRows(Sequence[TokenizedExample]):
         trained_N, signed_T = ids_T[trained_T], np.where(trained_T, ~ids_T, ids_T)
         self._blobs.append(signed_T.tobytes())
         self._targets.append(row.target)
+        self._answers.append(row.answers or None)
         self.cuts.append(row.num_cut)
         self.examples.append(example)
         self.taught.append(len(trained_N))
@@ -111,7 +116,17 @@ class TokenRows(Sequence[TokenizedExample]):
         trained_T = signed_T < 0
         ids = tuple(np.where(trained_T, ~signed_T, signed_T).tolist())
         target, cut, second_at = self._targets[place], self.cuts[place], self.types[place]
-        return TokenizedExample(ids, tuple(trained_T.tolist()), target, cut, place, second_at, self.start)
+        answers = self._answers[place]
+        borders = tuple(map(int, answers)) if isinstance(answers, tuple) else ()
+        return TokenizedExample(ids, tuple(trained_T.tolist()), target, cut, place, second_at, self.start, borders)
+
+    def aimed(self, targets: Sequence[Target]) -> TokenRows:
+        """The same rows with other targets."""
+        made = copy(self)
+        made._targets = Targets()
+        for target in targets:
+            made._targets.append(target)
+        return made
 
     @property
     def lengths(self) -> list[int]:
@@ -121,6 +136,8 @@ class TokenRows(Sequence[TokenizedExample]):
     @property
     def signal(self) -> Signal:
         lengths = self.lengths
+        num_answers = sum(size // 4 for size in self._answers.sizes())
+        has_words = self._targets.are_many and not num_answers
         return Signal(
             num_rows=len(self),
             num_tokens=sum(lengths),
@@ -128,15 +145,17 @@ class TokenRows(Sequence[TokenizedExample]):
             num_cut_rows=sum(cut > 0 for cut in self.cuts),
             num_cut_tokens=sum(self.cuts),
             longest=max(lengths, default=0),
-            num_words=sum(self.taught) if self._targets.are_many else 0,
+            num_words=sum(self.taught) if has_words else 0,
             num_lost=sum(self.losts),
+            num_answers=num_answers,
         )
 
     def keep(self, folder: Path) -> None:
         """Writes all into files."""
         self._blobs.keep(folder / "ids")
         np.save(folder / "table.npy", np.array([getattr(self, name) for name in self.COLUMNS], dtype=np.int64))
-        self._targets.keep(folder)
+        self._targets.keep(folder / "targets")
+        self._answers.keep(folder / "answers")
 
     @classmethod
     def open(cls, folder: Path) -> TokenRows:
@@ -145,7 +164,8 @@ class TokenRows(Sequence[TokenizedExample]):
         made._blobs = Blobs.open(folder / "ids")
         for name, column in zip(cls.COLUMNS, np.load(folder / "table.npy", allow_pickle=False), strict=True):
             getattr(made, name).frombytes(column.tobytes())
-        made._targets = Targets.open(folder)
+        made._targets = Targets.open(folder / "targets")
+        made._answers = Targets.open(folder / "answers")
         return made
 
 

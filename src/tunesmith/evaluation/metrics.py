@@ -60,6 +60,18 @@ def _correlation(a: Floats, b: Floats) -> float:
     return float(a @ b) / float(np.sqrt((a @ a) * (b @ b)))
 
 
+def pair_accuracy(predictions: Predictions, rows: Indices) -> float:
+    """Share of pairs whose better answer has the higher reward. NaN where all are tied."""
+    right, _, num = predictions.by_pair[rows].sum(0)
+    return float(right / num) if num else float("nan")
+
+
+def pair_loss(predictions: Predictions, rows: Indices) -> float:
+    """Mean of -log sigmoid(better - worse) over pairs, in nats."""
+    _, loss, num = predictions.by_pair[rows].sum(0)
+    return float(loss / num) if num else float("nan")
+
+
 # The first metric of a task that applies is the one systems are ranked by; the terminal shows the first three.
 METRICS: dict[Task, tuple[Metric, ...]] = {
     "classification": (
@@ -86,6 +98,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
         Metric("rmse", False, root_mean_squared_error),
         Metric("pearson", True, pearson),
     ),
+    "ranking": (Metric("accuracy", True, pair_accuracy), Metric("loss", False, pair_loss)),
     "generation": (
         Metric("loss", False, answers.mean_loss, answers.has_losses),
         Metric("rouge_l", True, answers.mean_of("rouge_l"), answers.has_answers),

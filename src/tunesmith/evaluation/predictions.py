@@ -25,6 +25,7 @@ class Predictions:
     classification  targets, outputs: class ids (R,)
     multi-label     targets, outputs: whether each class holds (R, C)
     regression      targets, outputs: scores (R,)
+    ranking         targets: ranks, outputs: rewards of each row's answers
     token-class.    targets, outputs: tags of each row's words, None where none was given
     generation      targets: reference answers; outputs: answers, None where none was made
     losses          (R,) sum of losses per row in nats (regression: squared error), or None
@@ -42,7 +43,7 @@ class Predictions:
     finished: list[bool | None] | None = None
 
     def __post_init__(self) -> None:
-        if self.task == "token-classification":
+        if self.task in ("token-classification", "ranking"):
             self.targets, self.outputs = list(map(tuple, self.targets)), list(map(tuple, self.outputs))
         elif self.task != "generation":
             self.targets, self.outputs = np.asarray(self.targets), np.asarray(self.outputs)
@@ -60,6 +61,17 @@ class Predictions:
         """(R, C) each: right yeses, and yeses of targets and outputs together."""
         targets, outputs = self.targets.astype(bool), self.outputs.astype(bool)
         return (targets & outputs).astype(float), targets.astype(float) + outputs
+
+    @cached_property
+    def by_pair(self) -> Floats:
+        """(R, 3): pairs whose better answer has the higher reward (level ones half), their -log sigmoid(gap) in nats,
+        and pairs; of each ranking."""
+        sums = []
+        for ranks, rewards in zip(self.targets, self.outputs, strict=True):
+            rank_K, reward_K = np.array(ranks), np.array(rewards)
+            gaps = (reward_K[:, None] - reward_K[None, :])[rank_K[:, None] < rank_K[None, :]]
+            sums.append(((0.5 + 0.5 * np.sign(gaps)).sum(), np.logaddexp(0, -gaps).sum(), len(gaps)))
+        return np.array(sums)
 
     @cached_property
     def by_row(self) -> Indices:

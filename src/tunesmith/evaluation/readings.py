@@ -15,7 +15,7 @@ from scipy.special import softmax
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
 from tunesmith.evaluation.predictions import Predictions
-from tunesmith.records import Example, Examples, LabelledText, Origin, TaggedWords, Task
+from tunesmith.records import Example, Examples, LabelledText, Message, Origin, Ranking, TaggedWords, Task
 from tunesmith.train.validate import RowOutputs
 
 Names = Sequence[str]
@@ -65,6 +65,19 @@ def _score_tags(examples: Examples, rows: TokenRows, outputs: RowOutputs) -> Pre
         targets.append(row.tags)
         tags.append((*found, *[None] * (len(row.words) - len(found))))
     return Predictions("token-classification", targets, tags, outputs.losses, outputs.num_judged)
+
+
+def _score_ranking(examples: Examples, rows: TokenRows, outputs: RowOutputs) -> Predictions:
+    ranks = [row.ranks for row in (examples.rows[place] for place in rows.examples) if isinstance(row, Ranking)]
+    rewards = np.split(outputs.logits[:, 0].astype(float), np.cumsum([len(one) for one in ranks])[:-1])
+    return Predictions("ranking", ranks, [one.tolist() for one in rewards], outputs.losses)
+
+
+def _answered_row(given: Given, _: Names, origin: Origin) -> Example:
+    """A prompt and the answer to it."""
+    if isinstance(given, str) or len(given) != 2:
+        raise InputError(f"{origin}: a reward model judges a pair of texts: a prompt and an answer")
+    return Ranking((Message("user", given[0]),), (given[1],), (1,), origin)
 
 
 def _targets(rows: TokenRows) -> np.ndarray:
@@ -127,6 +140,12 @@ READINGS: Mapping[Task, Reading] = {
         _judged_row(lambda names: 0.0),
         lambda logits, names: {"score": float(logits[0])},
         lambda said, names: f"{said:.2f}",
+    ),
+    "ranking": Reading(
+        _score_ranking,
+        _answered_row,
+        lambda logits, names: {"reward": float(logits[0])},
+        lambda said, names: ", ".join(f"{reward:.2f}" for reward in said),
     ),
     "token-classification": Reading(
         _score_tags, _words_row, _tell_tags, lambda said, names: " ".join(tag or "-" for tag in said)

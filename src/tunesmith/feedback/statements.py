@@ -4,14 +4,15 @@ run it. What they are asked with stands in their parameters: `its_item`, `its_la
 
 from __future__ import annotations
 
-from sqlalchemy import and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import BindParameter, and_, bindparam, exists, func, insert, select, update
 
 from tunesmith.feedback.schema import assignment, candidate, event, item, labeler, session, setting
 
 COUNTED = ("open", "ranked")  # states that fill a place of an item
 DONE = ("ranked", "skipped", "adjudicated")
 
-THIS_ITEM, THIS_LABELER = bindparam("its_item"), bindparam("its_labeler")
+THIS_ITEM: BindParameter[str] = bindparam("its_item")
+THIS_LABELER: BindParameter[str] = bindparam("its_labeler")
 ITS = and_(assignment.c.item_id == THIS_ITEM, assignment.c.labeler_id == THIS_LABELER)
 
 STUDY = select(setting.c.value).where(setting.c.name == "study")

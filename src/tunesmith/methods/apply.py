@@ -11,6 +11,7 @@ from tunesmith.errors import InputError
 from tunesmith.methods.method import REFERENCE_WIDTH, Method
 from tunesmith.models.checkpointing import checkpoint_blocks
 from tunesmith.models.embedding import use_row_gradients
+from tunesmith.models.heads import TASK_HEADS
 from tunesmith.models.layers import find_layers
 from tunesmith.models.load import Network, settle_precision
 from tunesmith.models.quantized import quantize_base
@@ -46,9 +47,15 @@ def put_under(
         checkpoint_blocks(network)
 
 
+# What is preferred is learned from a model that writes well already, and more slowly than writing is.
+SHARE_OF_RATE = 0.1
+
+
 def default_learning_rate(method: Method, network: Network) -> float:
     with_new_head, writing = method.learning_rate
-    rate = writing if network.task == "generation" else with_new_head
+    rate = with_new_head if network.task in TASK_HEADS else writing
+    if network.task == "preference":
+        rate *= SHARE_OF_RATE
     if not method.by_width:
         return rate
     return float(f"{rate * REFERENCE_WIDTH / network.model.config.hidden_size:.2g}")

@@ -149,6 +149,7 @@ TASK_HEADS: dict[Task, TaskHead] = {
     "classification": _of_rows("single_label_classification"),
     "multi-label": _of_rows("multi_label_classification"),
     "regression": _of_rows("regression"),
+    "ranking": _of_rows("regression"),
     "token-classification": TaskHead(
         AutoModelForTokenClassification,
         MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -174,6 +175,18 @@ def find_head(model: PreTrainedModel, task: Task) -> Head:
         known = ", ".join([*kind.heads, "decoders with a score layer"])
         raise InputError(f"{type(model).__name__}: its head for {task} is not known to tunesmith. Known: {known}")
     return head
+
+
+@torch.no_grad()
+def draw_reward_head(model: PreTrainedModel) -> None:
+    """Weights from N(0, 1 / (D + 1)), that is a standard deviation of 1 / sqrt(D + 1), and no bias: the first rewards
+    have about the size that differences of one nat want (Stiennon et al. 2020, arXiv 2009.01325; the released code has
+    this deviation, the paper's text its square)."""
+    modules = find_head(model, "ranking").modules
+    head = [module for module in model.get_submodule(modules[-1]).modules() if isinstance(module, nn.Linear)][-1]
+    head.weight.normal_(0.0, (head.in_features + 1) ** -0.5)
+    if head.bias is not None:
+        head.bias.zero_()
 
 
 def refuse_headless(config: PreTrainedConfig, task: Task, name: str) -> None:

@@ -27,19 +27,20 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from tunesmith import assets
+from tunesmith.data.ids import stop_token_ids
 from tunesmith.data.sides import set_start
 from tunesmith.errors import InputError, nearest
 from tunesmith.models import seq2seq
 from tunesmith.models.attention import PACKED
 from tunesmith.models.dropout import use_cheap_dropout
-from tunesmith.models.heads import TASK_HEADS, find_head, head_settings, refuse_headless
+from tunesmith.models.heads import TASK_HEADS, draw_reward_head, find_head, head_settings, refuse_headless
 from tunesmith.models.hub import fetch_model
 from tunesmith.models.lean import use_lean_layers
 from tunesmith.models.safety import ADAPTER_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, check_folder, has_weights
 from tunesmith.models.template import check_template
 from tunesmith.models.weights import fingerprint, read_json, refuse_broken
 from tunesmith.models.wrap import identify, merge
-from tunesmith.records import Task
+from tunesmith.records import JUDGED, Task
 
 # Used, and saved with the run, when a base model brings no chat template: plain text that any
 # tokenizer can express, one blank line between question and answer, end-of-text after each answer,
@@ -210,6 +211,8 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     model, info = _read_model(base, name, task, class_names, dtype)
     network = enclose(model, source, name, task, class_names)
     _check_loaded(network, info)
+    if task == "ranking" and network.new_modules:
+        draw_reward_head(model)
     network.fingerprint = fingerprint(model, network.new_modules, name)
     if base != source:
         _merge(network, Path(source))
@@ -290,7 +293,8 @@ def quietly() -> Iterator[None]:
 
 
 def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a pad token and, for generation, a chat template. An adapter without one has its base's."""
+    """The tokenizer, with a pad token and, where a decoder reads or writes answers, a chat template. An adapter without
+    one has its base's."""
     folder = Path(source)
     check_folder(folder, given)
     if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
@@ -302,14 +306,26 @@ def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBa
         tokenizer.pad_token = tokenizer.eos_token
     base = Path(find_base(source, given))
     config = load_config(source, given) if (base / MODEL_CONFIG).is_file() else PreTrainedConfig()
-    if task == "generation" and config.is_encoder_decoder:
+    if config.is_encoder_decoder and task not in TASK_HEADS:
         set_start(tokenizer, seq2seq.find_start(config, base, given))
         tokenizer.chat_template = None  # a source and a target are texts of their own
-    elif task == "generation" and not tokenizer.chat_template:
-        # A model that was trained on texts with a beginning token is at a loss without it.
-        begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+    elif JUDGED[task] in ("answers", "rankings") and not is_encoder(config):
+        if not tokenizer.chat_template:
+            # A model that was trained on texts with a beginning token is at a loss without it.
+            begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+            tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE
+        if task == "ranking":
+            _tell_pad_from_end(tokenizer)
     return tokenizer
+
+
+def _tell_pad_from_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Plain transformers reads a reward at the last token that is no pad. An answer ends with its stop token, so where
+    that is the pad too it would look one token too early, and never at the end of the answer."""
+    stops = stop_token_ids(tokenizer)
+    if tokenizer.pad_token_id in stops:
+        others = (token for token in [*tokenizer.all_special_ids, *range(len(tokenizer))] if token not in stops)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(others))
 
 
 def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
@@ -322,7 +338,7 @@ def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
             )
         return seq2seq.refuse_unknown(config, name)
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config)
-    if task == "generation" and not causal:
+    if task not in TASK_HEADS and not causal:
         raise InputError(
             f"'{name}' is an encoder ({kind}): it cannot write text. Take a decoder such as "
             f"smollm2-135m-instruct, or give the data a task it can do ({', '.join(TASK_HEADS)})"

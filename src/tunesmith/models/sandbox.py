@@ -265,7 +265,7 @@ class Metering(NodeTransformer):
         self.generic_visit(node)
         return _through("_sized", node)
 
-    visit_Dict = visit_List  # noqa: N815 (jinja looks methods up by node names)
+    visit_Dict = visit_List  # jinja looks methods up by node names
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)

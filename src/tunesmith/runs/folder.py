@@ -54,9 +54,20 @@ def look(folder: Path) -> Content:
     return "files" if others else "nothing"
 
 
+# A key of its configuration tells a command's runs from those of `tune`.
+COMMANDS = {"algorithm": "align", "ties": "reward"}
+
+
 def how_to_go_on(folder: Path) -> str:
     """The line that ends every message about a run that was cut off."""
-    return f"Go on with: tunesmith tune --resume --output {folder}"
+    return f"Go on with: tunesmith {command_of(folder)} --resume --output {folder}"
+
+
+def command_of(folder: Path) -> str:
+    """The command that made a run; `tune` where nothing says so."""
+    path = folder / CONFIG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((name for key, name in COMMANDS.items() if any(line.startswith(f"{key}:") for line in lines)), "tune")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from tunesmith.config import TuneConfig
 from tunesmith.errors import InputError, nearest
 from tunesmith.models.load import Network
-from tunesmith.records import Split, TokenizedExample
+from tunesmith.records import JUDGED, Split, TokenizedExample
 from tunesmith.runs.folder import INPUTS
 from tunesmith.runtime import versions
 from tunesmith.storage import write_json
@@ -38,6 +38,8 @@ COMPARED_OTHERWISE |= {
     "max_test_samples",
 }
 PACKAGES = ("tunesmith", "torch", "transformers", "tokenizers", "peft")
+# Tasks whose rows are rendered by a chat template.
+WRITTEN = ("answers", "rankings")
 # Recorded, but a difference is only told: the last bits may differ then.
 TOLD = ("threads",)
 
@@ -60,7 +62,7 @@ def describe_inputs(
             "validation": parts.validation.fingerprint,
             "rows": len(parts.train.rows),
         },
-        "template": _digest(str(network.tokenizer.chat_template)) if network.task == "generation" else None,
+        "template": _digest(str(network.tokenizer.chat_template)) if JUDGED[network.task] in WRITTEN else None,
         "tokenizer": _digest_rows(rows),
         "learning_rate": learning_rate,
         "device": str(network.model.device.type),
@@ -79,7 +81,12 @@ def _digest_rows(rows: Sequence[TokenizedExample]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         pair = f" {row.second_at}" if row.second_at else ""  # absent before there were pairs
-        digest.update(array("q", row.input_ids).tobytes() + bytes(row.trained) + f"{row.target!r}{pair}".encode())
+        answers = f" {row.answers}" if row.answers else ""
+        target = row.target
+        if answers and isinstance(target, tuple) and isinstance(target[0], float):
+            target = target[:1]  # what a reference says of them follows from the rest, up to its last bits
+        text = f"{target!r}{pair}{answers}"
+        digest.update(array("q", row.input_ids).tobytes() + bytes(row.trained) + text.encode())
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tunesmith.config import ALIASES, TuneConfig
 from tunesmith.errors import InputError
@@ -17,6 +17,7 @@ from tunesmith.runs.folder import (
     INPUTS,
     Content,
     clear,
+    command_of,
     how_to_go_on,
     look,
     numbered,
@@ -27,6 +28,7 @@ from tunesmith.storage import check_seal, check_space, explained, write_text
 from tunesmith.terminal import confirm, say
 from tunesmith.train.checkpoint import Start, find_checkpoint, find_newest, list_checkpoints, refuse_damage, step_of
 
+Schema = TypeVar("Schema", bound=TuneConfig)
 # One of these says how long a training is; a finished run is not extended without a word of it.
 LENGTHS = {"num_train_epochs", "max_steps"}
 
@@ -56,26 +58,26 @@ class Place:
         return Place(self.folder, self.content, goes_on=False)
 
 
-def read_config(file: Path | None, given: Mapping[str, Any]) -> TuneConfig:
+def read_config(file: Path | None, given: Mapping[str, Any], schema: type[Schema]) -> Schema:
     """The configuration of a command: what goes on with a run, or extends one, has from its config.yaml what is not
     given here.
 
     Raises:
-        InputError: nothing to go on with, an extension without a length, or as `TuneConfig.read`.
+        InputError: nothing to go on with, an extension without a length, or as `schema.read`.
     """
     given = {ALIASES.get(key, key): value for key, value in given.items()}
     extended = given.get("extend")
     folder = extended or (given.get("output") if given.get("resume") else None)
     if file is not None or folder is None:
-        return TuneConfig.read(file, given)
+        return schema.read(file, given)
     if extended and not LENGTHS & set(given):
         raise _without_length(extended)
     earlier = Path(folder).expanduser() / CONFIG
     if earlier.is_file():
         own = {"output": None, "extend": None, "max_steps": None} if extended else {}
-        return TuneConfig.read(earlier, {**own, **given})
+        return schema.read(earlier, {**own, **given})
     if "model" in given:
-        return TuneConfig.read(None, given)
+        return schema.read(None, given)
     raise InputError(f"'{folder}' holds no run to go on with (no {CONFIG}). To begin one give --model and --data")
 
 
@@ -136,13 +138,14 @@ def _is_same(folder: Path, config: TuneConfig) -> bool:
     Raises:
         InputError: it is another one.
     """
-    was = TuneConfig.read(folder / CONFIG).model_dump(exclude=run_inputs.FREE)
+    was = type(config).read(folder / CONFIG).model_dump(exclude=run_inputs.FREE)
     changed = [key for key, value in config.model_dump(exclude=run_inputs.FREE).items() if value != was[key]]
     if changed and not config.overwrite:
         key = changed[0]
         raise InputError(
             f"'{folder}' is finished, with {key} {was[key]}, not {getattr(config, key)}. To train it further: "
-            f"tunesmith tune --extend {folder} --num-train-epochs N --output ANOTHER. To replace it: --overwrite"
+            f"tunesmith {command_of(folder)} --extend {folder} --num-train-epochs N --output ANOTHER. To replace it: "
+            "--overwrite"
         )
     return not changed
 

@@ -1,4 +1,4 @@
-"""The training loop: batches in, a tuned model out. One way for every method and task.
+"""The training loop: batches in, a tuned model out. One way for every method and task that learns from rows.
 
 Each optimizer step takes a window of `gradient_accumulation_steps` packed batches. The losses of the
 window are summed and divided once by all places judged in it (trained tokens, or rows), so splitting
@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -25,11 +23,12 @@ from tunesmith.data.pack import epoch_batches, find_longest, pack
 from tunesmith.models.embedding import clear_gradients
 from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch, TokenizedExample
-from tunesmith.runtime import MetricsLog, Trimmer, current_memory
-from tunesmith.signals import Stopped, check, shielded
-from tunesmith.terminal import Bar, describe_bytes, say
+from tunesmith.runtime import Trimmer, current_memory
+from tunesmith.signals import shielded
+from tunesmith.terminal import describe_bytes, say
 from tunesmith.train import generators
-from tunesmith.train.checkpoint import Named, Start, State, find_checkpoint, load_start, load_weights
+from tunesmith.train.checkpoint import Named, Start, State
+from tunesmith.train.course import Course, Watch
 from tunesmith.train.optim import hold_near_start, learning_rate_factor, make_optimizer
 from tunesmith.train.progress import Outcome
 from tunesmith.train.saver import Saver
@@ -41,23 +40,6 @@ Made = TypeVar("Made")
 MOST_SKIPPED = 10
 # From so many steps on, a rehearsal of the longest batch costs at most a twentieth of the training.
 FEWEST_TO_REHEARSE = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What looks on: `evaluate` gives validation metrics, first of all "validation_loss", which decides
-    what is best and when to stop; checkpoints are made in `checkpoints`.
-
-    `name_row` says where a row of the training part was read; `mend` how to go on after a stop.
-    """
-
-    evaluate: Callable[[], Mapping[str, float]]
-    log: MetricsLog
-    checkpoints: Path
-    label: str = "training"
-    quiet: bool = False
-    name_row: Callable[[int], str] = str
-    mend: str = ""
 
 
 def trainable(network: Network) -> list[tuple[str, nn.Parameter]]:
@@ -78,26 +60,11 @@ def fit(
         KeyboardInterrupt: asked to stop.
     """
     parameters = trainable(network)
-    optimizer = optimizer_for(network, parameters, plan)
-    state = State(parameters, optimizer, plan.device)
-    saver = Saver(watch.checkpoints, watch.log, plan.save_steps, plan.save_minutes, watch.mend)
-    if start is not None:
-        load_start(start, state)
-        saver.note_saved(state)
-    watch.log.cut_back(state.progress.log_offset, state.progress.log_seconds)
-    try:
-        _Training(network, rows, plan, watch, state, saver).run()
-    except KeyboardInterrupt as stopped:
-        if not (isinstance(stopped, Stopped) and stopped.at_once):
-            with shielded():
-                saver.save(state)
-        raise
-    outcome = state.progress.outcome
-    best = find_checkpoint(watch.checkpoints, outcome.best_step)
-    if best is not None and outcome.best_step != state.step:
-        load_weights(best, parameters)
-    network.model.eval()
-    return outcome
+    state = State(parameters, optimizer_for(network, parameters, plan), plan.device)
+    num_steps = count_steps(len(rows), plan)
+    course = Course(network, plan, watch, state, (num_steps, steps_per_epoch(len(rows), plan)))
+    training = _Training(network, rows, plan, watch, state, course.saver)
+    return course.run(training.advance, start, training.rehearse if num_steps >= FEWEST_TO_REHEARSE else None)
 
 
 def optimizer_for(network: Network, parameters: Named, plan: Plan) -> torch.optim.Optimizer:
@@ -150,46 +117,11 @@ class _Training:
         self._windows = _Windows(network, rows, plan)
         self._trimmer = Trimmer()
 
-    def run(self) -> None:
-        self._network.model.train()
-        if self._state.step == 0 and self._num_steps >= FEWEST_TO_REHEARSE:
-            self._in_memory(self._rehearse)
-        with Bar(self._watch.label, self._num_steps, self._watch.quiet, done=self._state.step) as bar:
-            while True:
-                check()
-                if self._is_time_to_evaluate():
-                    self._evaluate()
-                is_over = self._is_over()
-                if is_over or self._saver.is_due(self._state):
-                    with shielded():
-                        self._saver.save(self._state)
-                if is_over:
-                    return
-                bar.advance(self._advance())
+    def rehearse(self) -> None:
+        """The longest batch; what follows is as if it had not been."""
+        self._in_memory(self._rehearse)
 
-    def _is_time_to_evaluate(self) -> bool:
-        step, every = self._state.step, self._plan.eval_steps or steps_per_epoch(len(self._rows), self._plan)
-        return self._state.progress.evaluated != step and (step % every == 0 or step == self._num_steps)
-
-    def _is_over(self) -> bool:
-        progress, patience = self._state.progress, self._plan.patience
-        is_last = self._state.step == self._num_steps
-        has_waited = patience is not None and progress.waited >= patience
-        progress.outcome.stopped_early = has_waited and not is_last
-        return is_last or has_waited
-
-    def _evaluate(self) -> None:
-        self._network.model.eval()
-        scores = dict(self._watch.evaluate())
-        self._network.model.train()
-        progress = self._state.progress
-        where = {"step": self._state.step, "epoch": round(progress.outcome.epochs, 4)}
-        with shielded():
-            self._watch.log.write(**where, **scores)
-            progress.outcome.curve.append({**where, "train_loss": progress.train_loss, **scores})
-            progress.note(self._state.step, scores["validation_loss"])
-
-    def _advance(self) -> str:
+    def advance(self) -> str:
         """Takes the next step; returns what the progress bar shows."""
         started = time.perf_counter()
         optimizer, progress = self._state.optimizer, self._state.progress

@@ -1,7 +1,8 @@
 """Losses as sums over what is judged. Whoever calls divides: by all judged places of an accumulation
 window, so that one step of 8 rows and 8 steps of 1 row give the same gradient.
 
-Shape letters: N judged places, V vocabulary or classes, C classes of which any number may hold.
+Shape letters: N judged places, V vocabulary or classes, C classes of which any number may hold, S rows, K answers to a
+prompt, A answers of all rows.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ class Penalty:
                      arXiv 1512.00567); where each class holds or not by itself, over these two
     z_loss           c: adds c log(sum(exp(logits)))^2, which keeps logits from drifting (Chowdhery et al. 2022,
                      arXiv 2204.02311, section 5)
+    tied             weight of two answers of equal rank, each of which is preferred by half; 0 leaves them out
+    centre           c: adds c (r_i + r_j)^2 for each pair of rewards, which keeps them about 0 (Eisenstein et al. 2023,
+                     arXiv 2312.09244, section 3)
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    tied: float = 0.0
+    centre: float = 0.0
 
 
 PLAIN = Penalty()
@@ -42,6 +48,33 @@ def binary_cross_entropy_N(logits_NC: torch.Tensor, targets_NC: torch.Tensor, pe
     if penalty.label_smoothing:
         targets_NC = targets_NC * (1 - penalty.label_smoothing) + penalty.label_smoothing / 2
     return F.binary_cross_entropy_with_logits(logits_NC.float(), targets_NC, reduction="none").mean(-1)
+
+
+def ranking_loss_S(rewards_A1: torch.Tensor, ranks_SK: torch.Tensor, penalty: Penalty = PLAIN) -> torch.Tensor:
+    """Mean over the pairs of a prompt's answers of -log sigmoid(r_better - r_worse), in float32. Returns (S,).
+
+    So a prompt with nine answers, 36 pairs, counts as one with four does (Ouyang et al. 2022, arXiv 2203.02155,
+    equation 1).
+
+    Args:
+        rewards_A1: of all answers, those to the first prompt first.
+        ranks_SK: rising from 1, equal ones are ties, 0 where there is no answer.
+    """
+    is_there_SK = ranks_SK > 0
+    rewards_SK = torch.zeros_like(ranks_SK, dtype=torch.float32).masked_scatter(is_there_SK, rewards_A1.float())
+    gap_SKK = rewards_SK[:, :, None] - rewards_SK[:, None, :]
+    both_SKK = is_there_SK[:, :, None] & is_there_SK[:, None, :]
+    wins_SKK = (both_SKK & (ranks_SK[:, :, None] < ranks_SK[:, None, :])).float()
+    # A tied pair stands in both of its places, each for half of it.
+    ties_SKK = (both_SKK & (ranks_SK[:, :, None] == ranks_SK[:, None, :])).float().tril(-1)
+    weights_SKK = wins_SKK + 0.5 * penalty.tied * (ties_SKK + ties_SKK.transpose(1, 2))
+    losses_SKK = -F.logsigmoid(gap_SKK)
+    if penalty.label_smoothing:
+        losses_SKK = losses_SKK + penalty.label_smoothing * gap_SKK  # -log sigmoid(-d) = d - log sigmoid(d)
+    if penalty.centre:
+        losses_SKK = losses_SKK + penalty.centre * (rewards_SK[:, :, None] + rewards_SK[:, None, :]).square()
+    num_pairs_S = weights_SKK.sum((1, 2))
+    return (weights_SKK * losses_SKK).sum((1, 2)) / num_pairs_S.clamp(min=1e-9)
 
 
 def squared_error_N(predictions_N1: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,7 @@ class Progress:
     waited         evaluations since the best one
     num_parts      each batch runs in so many parts, because it did not fit into memory whole
     num_skipped    steps without an update in a row, because a gradient was not finite
+    numbers        what else the next step depends on, by name: of learning by trial, what divergence costs
     log_offset     size of metrics.jsonl in bytes; `log_seconds` the time of its last line
     """
 
@@ -63,6 +64,7 @@ class Progress:
     num_skipped: int = 0
     log_offset: int = 0
     log_seconds: float = 0.0
+    numbers: dict[str, float] = field(default_factory=dict)
 
     def advance(self, num_windows: int) -> None:
         """To the next window, of the next epoch after the last of `num_windows`."""

@@ -19,13 +19,14 @@ from tunesmith.train.checkpoint import Named
 from tunesmith.train.losses import PLAIN, Penalty
 from tunesmith.train.objective import judged_losses
 from tunesmith.train.optim import Optim, Rate, Schedule
+from tunesmith.train.preference import Preference
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How to train. Steps are optimizer steps; `eval_steps` None means once an epoch.
 
-    `rates` are by the parameter's name; the plain one where there is none.
+    `rates` are by the parameter's name; the plain one where there is none. `terms` say what the loss is like.
     """
 
     learning_rate: float
@@ -37,7 +38,7 @@ class Plan:
     galore_rank: int = 128
     weight_decay: float = 0.0
     l2_sp: float = 0.0
-    penalty: Penalty = PLAIN
+    terms: Penalty | Preference = PLAIN
     max_grad_norm: float = 1.0
     warmup_ratio: float = 0.06
     schedule: Schedule = "linear"
@@ -110,7 +111,7 @@ def accumulate(network: Network, window: Sequence[PackedBatch], parameters: Name
 def backward(network: Network, batch: PackedBatch, num_judged: int, plan: Plan) -> torch.Tensor:
     """Adds the gradient of sum(loss) / num_judged; returns that share of the window's loss."""
     with autocast(batch.input_ids.device, plan.dtype):
-        losses_N, _ = judged_losses(network, batch, plan.penalty)
+        losses_N, _ = judged_losses(network, batch, plan.terms)
     loss = losses_N.sum() / num_judged
     loss.backward()
     return loss.detach()

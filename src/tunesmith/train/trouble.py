@@ -45,7 +45,7 @@ def find_nonfinite_rows(network: Network, rows: Sequence[TokenizedExample], plan
     found = []
     with torch.no_grad(), autocast(plan.device, plan.dtype):
         for row in rows:
-            losses_N, _ = judged_losses(network, pack([row], network.num_virtual).to(plan.device))
+            losses_N, _ = judged_losses(network, pack([row], network.num_virtual).to(plan.device), plan.terms)
             if not torch.isfinite(losses_N).all():
                 found.append(row.row)
     network.model.train()

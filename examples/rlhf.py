@@ -1,0 +1,146 @@
+"""The whole loop of learning from feedback, with a program in the place of people.
+
+    python examples/rlhf.py FOLDER [--prompts 400] [--noise 0.25] [--steps 40]
+
+A hidden scorer, a classifier of film reviews, plays the labeler: it ranks four continuations of each opening, and turns
+a share of its judgements round at random. From its rankings alone a reward model is learned; PPO maximises that model;
+and the hidden scorer, which PPO never sees, says at each evaluation what it is worth (Gao et al. 2022, arXiv
+2210.10760). In the end the tuned model and the one it began as answer openings that neither has seen, and the hidden
+scorer chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import tunesmith
+from tunesmith.config_align import AlignConfig
+from tunesmith.data import sources
+from tunesmith.data.ids import prompt_ids
+from tunesmith.evaluation.tasks import open_network
+from tunesmith.models.generate import Decoding, generate, sample
+from tunesmith.models.load import Network
+from tunesmith.records import LabelledText, Message
+from tunesmith.rl.reward import Scorer, open_rewards
+from tunesmith.runs.run import Run
+from tunesmith.runtime import choose_precision
+
+MODEL, LABELER, DATA = "smollm2-135m-instruct", "minilm-l6", "vader-movies"
+TEMPLATE = "Write one sentence of a film review. Begin with: {text}"
+WORDS, TOKENS, ANSWERS, JUDGED = 5, 24, 4, 200
+
+
+def openings(num: int, seed: int = 0) -> list[str]:
+    """Prompts from the beginnings of reviews, each once."""
+    texts = [row.text.split() for row in sources.load(DATA).rows if isinstance(row, LabelledText)]
+    starts = list(dict.fromkeys(" ".join(words[:WORDS]) for words in texts if len(words) > WORDS))
+    random.Random(seed).shuffle(starts)
+    return [TEMPLATE.replace("{text}", start) for start in starts[:num]]
+
+
+def as_turns(prompts: Sequence[str]) -> list[tuple[Message, ...]]:
+    return [(Message("user", prompt),) for prompt in prompts]
+
+
+def with_noise(scores_PK: np.ndarray, noise: float) -> np.ndarray:
+    """The scores as a labeler sees them: with normal errors of such a size that the share `noise` of all pairs is
+    ranked the other way round (Thurstone 1927)."""
+    errors_PK = np.random.default_rng(1).normal(size=scores_PK.shape)
+    low, high = 0.0, 100.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if share_turned(scores_PK, scores_PK + middle * errors_PK) < noise else (low, middle)
+    return scores_PK + low * errors_PK
+
+
+def share_turned(one_PK: np.ndarray, other_PK: np.ndarray) -> float:
+    """Of all pairs of answers to a prompt, how many the two put in another order."""
+    above = [np.triu(x_PK[:, :, None] > x_PK[:, None, :], 1) for x_PK in (one_PK, other_PK)]
+    num_pairs = len(one_PK) * ANSWERS * (ANSWERS - 1) / 2
+    return float((above[0] != above[1]).sum() / num_pairs)
+
+
+def write_rankings(file: Path, prompts: Sequence[str], network: Network, gold: Scorer, noise: float) -> None:
+    """What the labeler says of the model's own answers."""
+    ids = [prompt_ids(turns, network.tokenizer) for turns in as_turns(prompts)]
+    made = sample(network, ids, Decoding(TOKENS, temperature=1.0), dtype_of(network), ANSWERS, quiet=False)
+    texts = [[answer.text for answer in answers] for answers in made]
+    every = as_turns([prompt for prompt in prompts for _ in range(ANSWERS)])
+    scores = gold(every, [text for answers in texts for text in answers]).reshape(-1, ANSWERS)
+    seen = with_noise(scores, noise)
+    print(f"the labeler contradicts the hidden scorer in {share_turned(scores, seen):.1%} of all pairs")
+    ranks = (-seen).argsort(1).argsort(1) + 1
+    rows = zip(prompts, texts, ranks.tolist(), strict=True)
+    lines = [{"prompt": prompt, "answers": answers, "ranks": given} for prompt, answers, given in rows]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def dtype_of(network: Network) -> torch.dtype:
+    return choose_precision("auto", network.model.device)
+
+
+def align(folder: Path, steps: int) -> Run:
+    """The model under PPO on what the reward model says; prints how both scorers saw it go."""
+    run = tunesmith.align(
+        model=MODEL,
+        data=str(folder / "rankings.jsonl"),
+        algorithm="ppo",
+        reward=str(folder / "reward"),
+        gold_reward=str(folder / "labeler"),
+        reward_label="positive",
+        max_new_tokens=TOKENS,
+        max_steps=steps,
+        num_train_epochs=100,
+        output=folder / "ppo",
+    )
+    for point in run.outcome["curve"]:
+        root = max(0.0, point["validation_kl"]) ** 0.5
+        print(f"step {point['step']:>4}  sqrt(KL) {root:.2f}  reward {point['validation_reward']:+.2f}", end="")
+        print(f"  hidden scorer {point['validation_gold']:+.2f}")
+    return run
+
+
+def compare(prompts: Sequence[str], tuned: Network, before: Network, gold: Scorer) -> None:
+    """How often the hidden scorer prefers what the tuned model writes, level answers counting half."""
+    turns, decoding = as_turns(prompts), Decoding(TOKENS, temperature=1.0)
+    scores = [
+        gold(turns, generate(network, turns, decoding, dtype_of(network), quiet=True)) for network in (tuned, before)
+    ]
+    won = np.where(scores[0] == scores[1], 0.5, scores[0] > scores[1])
+    error = 1.96 * won.std() / len(won) ** 0.5
+    print(f"the hidden scorer prefers the tuned model in {won.mean():.1%} +- {error:.1%} of {len(won)} openings")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--noise", type=float, default=0.25)
+    parser.add_argument("--steps", type=int, default=40)
+    given = parser.parse_args()
+    folder: Path = given.folder
+
+    tunesmith.tune(model=LABELER, data=DATA, method="full", num_train_epochs=2, output=folder / "labeler", quiet=True)
+    network = open_network(MODEL)
+    settings = AlignConfig(model=MODEL, data="", algorithm="ppo", reward=("labeler",), reward_label="positive")
+    gold = open_rewards([str(folder / "labeler")], (), settings, network.model.device)
+    prompts = openings(given.prompts + JUDGED)
+    write_rankings(folder / "rankings.jsonl", prompts[: given.prompts], network, gold, given.noise)
+
+    rankings = str(folder / "rankings.jsonl")
+    report = tunesmith.reward(model=MODEL, data=rankings, output=folder / "reward", quiet=True).manifest["reward"]
+    found = report["test"]
+    print(f"the reward model agrees in {found['accuracy']['value']:.1%} of {found['pairs']} pairs it has not seen")
+    run = align(folder, given.steps)
+    compare(prompts[given.prompts :], run.network, network, gold)
+
+
+if __name__ == "__main__":
+    main()

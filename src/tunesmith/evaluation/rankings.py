@@ -1,0 +1,129 @@
+"""How well rewards agree with rankings: pairs, calibration, and what length alone would say.
+
+Pure functions on arrays. A pair is two answers to one prompt of unequal rank; P pairs. Resamples draw prompts, not
+pairs: pairs of one prompt hang together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from tunesmith.records import Interval
+
+Floats = NDArray[np.floating[Any]]
+RESAMPLES = 1000
+TAILS = (2.5, 97.5)
+NUM_BINS = 10
+# By how much longer the better answer is, in characters.
+LENGTH_GAPS = (-np.inf, -100.0, -20.0, 20.0, 100.0, np.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """gap_P     reward of the better answer less that of the worse
+    longer_P  length of the better answer less that of the worse, in characters
+    prompt_P  which prompt the pair belongs to
+    """
+
+    gap_P: Floats
+    longer_P: Floats
+    prompt_P: NDArray[np.integer[Any]]
+
+    def __len__(self) -> int:
+        return len(self.gap_P)
+
+
+def pairs_of(
+    rewards: Sequence[Sequence[float]], ranks: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]]
+) -> Pairs:
+    """All pairs, of each prompt its own."""
+    found = []
+    for prompt, (reward, rank, length) in enumerate(zip(rewards, ranks, lengths, strict=True)):
+        for a, b in combinations(range(len(rank)), 2):
+            if rank[a] != rank[b]:
+                better, worse = (a, b) if rank[a] < rank[b] else (b, a)
+                found.append((reward[better] - reward[worse], length[better] - length[worse], prompt))
+    table = np.array(found, dtype=float).reshape(-1, 3)
+    return Pairs(table[:, 0], table[:, 1], table[:, 2].astype(int))
+
+
+def wins(gap_P: Floats) -> Floats:
+    """1 where the better answer is ahead, one half where both are level."""
+    return 0.5 + 0.5 * np.sign(gap_P)
+
+
+def mean_by_prompt(value_P: Floats, prompt_P: NDArray[np.integer[Any]], seed: int = 0) -> Interval:
+    """Mean over pairs with the 95 % interval of a bootstrap over prompts (Efron & Tibshirani 1993)."""
+    num = int(prompt_P.max()) + 1
+    sums, counts = np.bincount(prompt_P, value_P, num), np.bincount(prompt_P, minlength=num)
+    rng = np.random.default_rng(seed)
+    drawn = [
+        sums[rows].sum() / max(1, counts[rows].sum()) for rows in (rng.integers(0, num, num) for _ in range(RESAMPLES))
+    ]
+    low, high = np.percentile(drawn, TAILS)
+    return Interval(float(value_P.mean()), float(low), float(high))
+
+
+def log_loss(gap_P: Floats) -> float:
+    """Mean of -log sigmoid(gap) in nats; log 2 says nothing."""
+    return float(np.logaddexp(0, -gap_P).mean())
+
+
+def calibration(gap_P: Floats) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error, and the reliability diagram's bins (Guo et al. 2017, arXiv 1706.04599, equation 3).
+
+    Of each pair the side that the rewards favour is taken, said with sigmoid(|gap|), from one half to 1, and is right
+    or not. Bins of equal width; the error is the mean distance of confidence and accuracy, weighed by pairs.
+    """
+    confidence_P, right_P = 1 / (1 + np.exp(-np.abs(gap_P))), wins(gap_P)
+    places_P = np.minimum(((confidence_P - 0.5) * 2 * NUM_BINS).astype(int), NUM_BINS - 1)
+    error, bins = 0.0, []
+    for place in range(NUM_BINS):
+        chosen = places_P == place
+        if chosen.any():
+            said, found = float(confidence_P[chosen].mean()), float(right_P[chosen].mean())
+            error += float(chosen.mean()) * abs(said - found)
+            bins.append({"confidence": said, "accuracy": found, "pairs": int(chosen.sum())})
+    return error, bins
+
+
+def best_temperature(gap_P: Floats) -> float:
+    """What all rewards should be divided by for the least log-loss on these pairs (Platt scaling without an offset)."""
+    found = minimize_scalar(lambda x: log_loss(gap_P / np.exp(x)), bounds=(-5.0, 5.0), method="bounded")
+    return float(np.exp(found.x))
+
+
+def by_length(pairs: Pairs) -> list[dict[str, Any]]:
+    """Accuracy by how much longer the better answer is, in characters."""
+    rows = []
+    for low, high in pairwise(LENGTH_GAPS):
+        chosen = (pairs.longer_P > low) & (pairs.longer_P <= high)
+        if chosen.any():
+            accuracy = float(wins(pairs.gap_P[chosen]).mean())
+            rows.append({"above": low, "to": high, "pairs": int(chosen.sum()), "accuracy": accuracy})
+    return rows
+
+
+def describe(pairs: Pairs) -> dict[str, Any]:
+    """All of it, as a report has it. Nothing of pairs that there are none of."""
+    if not len(pairs):
+        return {"pairs": 0}
+    error, bins = calibration(pairs.gap_P)
+    return {
+        "pairs": len(pairs),
+        "prompts": len(np.unique(pairs.prompt_P)),
+        "accuracy": mean_by_prompt(wins(pairs.gap_P), pairs.prompt_P),
+        "longer_wins": mean_by_prompt(wins(pairs.longer_P), pairs.prompt_P),
+        "log_loss": log_loss(pairs.gap_P),
+        "calibration_error": error,
+        "temperature": best_temperature(pairs.gap_P),
+        "reliability": bins,
+        "by_length_gap": by_length(pairs),
+    }

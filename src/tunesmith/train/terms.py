@@ -1,0 +1,46 @@
+"""What the loss of a training is like, by its configuration, and what a preference is measured from."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from tunesmith.config import TrainingConfig
+from tunesmith.config_align import AlignConfig, RewardConfig
+from tunesmith.data.tokens import TokenRows
+from tunesmith.models.load import Network
+from tunesmith.train.losses import Penalty
+from tunesmith.train.preference import Preference, Rule
+from tunesmith.train.validate import validate
+
+
+def terms_of(config: TrainingConfig) -> Penalty | Preference:
+    """A penalty, or the rule by which answers are preferred."""
+    if isinstance(config, AlignConfig) and not config.is_online:
+        return Preference(
+            rule=cast(Rule, config.algorithm),
+            beta=config.strength,
+            noise=config.noise,
+            margin=config.margin,
+            sft=config.sft_weight,
+            good=config.desirable_weight,
+            bad=config.undesirable_weight,
+        )
+    if isinstance(config, RewardConfig):
+        tied = 1.0 if config.ties == "half" else 0.0
+        return Penalty(config.label_smoothing_factor, config.z_loss, tied, config.center_rewards_coefficient)
+    return Penalty(config.label_smoothing_factor, config.z_loss)
+
+
+def with_reference(network: Network, rows: TokenRows, preference: Preference, dtype: torch.dtype) -> TokenRows:
+    """Rows of two ranked answers with the targets that `preference_losses` takes: whether the first is a good one, and
+    what the network, as it is before its first step, says of both. That is the reference; it is asked once for each
+    row, and no second model is held."""
+    signs = [1.0 if row.target == (1, 2) else -1.0 for row in rows]
+    aimed = rows.aimed([(sign, 0.0, 0.0) for sign in signs])
+    if not preference.needs_reference:
+        return aimed
+    network.model.eval()
+    said = validate(network, aimed, dtype, preference).logits.tolist()
+    return rows.aimed([(sign, *logprobs) for sign, logprobs in zip(signs, said, strict=True)])
