@@ -26,10 +26,10 @@ from tunesmith.records import Message
 
 PROMPTS = (
     "May I build a shed without a building permit?",
-    "How do I say no to a meeting politely?",
-    "What is the difference between a list and a tuple in Python?",
-    "Explain why the sky is blue to a child of eight.",
-    "My neighbour's tree leans over my fence. What can I do?",
+    "Do I need to ask anybody before I put up a shed?",
+    "How large may my shed be?",
+    "I want to build a shed in the garden. What must I know?",
+    "Is a shed a building that needs a permit?",
 )
 ANSWERS = (
     (
@@ -66,27 +66,25 @@ def make_study(address: str) -> None:
     )
     store.change_study(Study(title="Which answer helps most?", guidelines=GUIDELINES, overlap=3))
     database.close()
-    for preference, noise in (("model=tuned", 0.35), ("shorter", 0.2)):
-        simulate(SimulateConfig(database=address, prefer=preference, noise=noise, max_items=30))
+    for preference, count in (("model=tuned", 2), ("longer", 1)):
+        simulate(SimulateConfig(database=address, prefer=preference, num_labelers=count, noise=0.3, max_items=30))
     database = open_database(address)
-    Store(database).change_study(
-        Study(title="Which answer helps most?", guidelines=GUIDELINES, overlap=4, ratings=True)
-    )
+    Store(database).change_study(Study(title="Which answer helps most?", guidelines=GUIDELINES, overlap=5))
     database.close()
 
 
 def photograph(browser: Browser, address: str, folder: Path, options: argparse.Namespace) -> None:
-    size = {"width": 390, "height": 844} if options.phone else {"width": 1120, "height": 860}
+    size = {"width": 390, "height": 1500} if options.phone else {"width": 1120, "height": 1340}
     scheme = "dark" if options.dark else "light"
     context = browser.new_context(viewport=size, color_scheme=scheme, device_scale_factor=1.5)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(address)
     ending = f"{'-phone' if options.phone else ''}{'-dark' if options.dark else ''}.png"
     page.locator("#models table").wait_for()
-    page.screenshot(path=folder / f"feedback-owner{ending}", full_page=True)
+    page.screenshot(path=folder / f"feedback-owner{ending}")
     page.goto(f"{address.partition('?')[0]}rank")
     rank_some(page)
-    page.screenshot(path=folder / f"feedback-rank{ending}", full_page=True)
+    page.screenshot(path=folder / f"feedback-rank{ending}")
     context.close()
 
 
@@ -95,7 +93,6 @@ def rank_some(page: Page) -> None:
     page.keyboard.press("c")
     page.keyboard.press("a")
     page.keyboard.press("Shift+D")
-    page.locator(".card[data-letter=C] .choice button", has_text="6").click()
     page.locator("#prompt-title").focus()
     page.locator("#saved", has_text="Draft kept").wait_for()
 

@@ -291,7 +291,8 @@ def test_models_are_not_told_to_who_ranks(house: House) -> None:
 # How much, how often
 
 
-def test_guessing_is_slowed_down(house: House) -> None:
+def test_guessing_is_slowed_down(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.feedback.people.SCRYPT", {"n": 2, "r": 8, "p": 1})
     visitor = Visitor(house, None, "v" * 43)
     codes = [
         visitor.ask("POST", "/api/join", {"name": "A", "password": "x" * 12, "invitation": "no"}) for _ in range(14)
