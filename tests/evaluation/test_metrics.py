@@ -40,6 +40,11 @@ def make_answers() -> Predictions:
     return Predictions("generation", references, answers, np.array([6.0, 3.0, 3.0]), np.array([6, 4, 2]))
 
 
+def make_rankings() -> Predictions:
+    """Right in two of three pairs, then in the one there is, then in none that could be."""
+    return Predictions("ranking", [(1, 2, 3), (1, 2), (1, 1)], [(2.0, 0.5, 1.0), (0.3, 0.1), (0.0, 1.0)])
+
+
 def make_labels(num_rows: int = 300, num_classes: int = 5, seed: int = 0) -> Predictions:
     """The last class never holds and is never said to."""
     rng = np.random.default_rng(seed)
@@ -249,6 +254,7 @@ def test_the_first_metric_of_each_task_is_the_one_it_is_ranked_by() -> None:
         "regression": ("mae", False),
         "token-classification": ("entity_f1", True),
         "generation": ("loss", False),
+        "ranking": ("accuracy", True),
     }
 
 
@@ -313,7 +319,14 @@ def test_paired_difference_refuses_other_rows_and_unknown_metrics() -> None:
         paired_difference(make_classes(), make_classes(), "macrof1")
 
 
-MADE = [make_classes(), make_labels(), make_scores(), make_tags(), make_answers()]
+MADE = [make_classes(), make_labels(), make_scores(), make_tags(), make_answers(), make_rankings()]
+
+
+def test_pairs_of_rankings_by_hand() -> None:
+    found = score(make_rankings(), resamples=20).metrics
+    assert found["accuracy"].value == 3 / 4
+    gaps = np.array([1.5, 1.0, -0.5, 0.2])
+    assert found["loss"].value == pytest.approx(np.log1p(np.exp(-gaps)).mean())
 
 
 @pytest.mark.parametrize("made", MADE, ids=TASKS)

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tunesmith.errors import InputError, nearest
 from tunesmith.evaluation.predictions import Predictions
-from tunesmith.records import Conversation, Examples, LabelledText, Split, TaggedWords, Task
+from tunesmith.records import Conversation, Examples, LabelledText, Ranking, Split, TaggedWords, Task
 
 Features = Callable[[list[LabelledText]], Any]
 
@@ -131,6 +131,13 @@ def predict_nearest(parts: Split, _: Resources) -> Predictions:
     return Predictions("generation", _answers(parts.test), [answers[index] for index in closest])
 
 
+def predict_longer(parts: Split, _: Resources) -> Predictions:
+    """The longer answer is the better one."""
+    rows = [row for row in parts.test.rows if isinstance(row, Ranking)]
+    lengths = [tuple(len(answer) for answer in row.answers) for row in rows]
+    return Predictions("ranking", [row.ranks for row in rows], lengths)
+
+
 OF_TEXTS: tuple[Task, ...] = ("classification", "multi-label", "regression")
 
 BASELINES: dict[str, Baseline] = {
@@ -141,6 +148,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline("tf-idf", "classical", OF_TEXTS, predict_tfidf),
         Baseline("linear-probe", "classical", OF_TEXTS, predict_probe),
         Baseline("nearest", "retrieval", ("generation",), predict_nearest),
+        Baseline("longer-wins", "guess", ("ranking",), predict_longer),
         Baseline("zero-shot", "prompting", ("classification", "generation"), predict_zero_shot, decoder_only=True),
     )
 }

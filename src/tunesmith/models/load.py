@@ -309,7 +309,7 @@ def load_tokenizer(source: str, given: str, task: Task) -> PreTrainedTokenizerBa
     if config.is_encoder_decoder and task not in TASK_HEADS:
         set_start(tokenizer, seq2seq.find_start(config, base, given))
         tokenizer.chat_template = None  # a source and a target are texts of their own
-    elif JUDGED[task] in ("answers", "rankings") and not is_encoder(config):
+    elif JUDGED[task] in ("answers", "rankings") and (task == "generation" or not is_encoder(config)):
         if not tokenizer.chat_template:
             # A model that was trained on texts with a beginning token is at a loss without it.
             begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
