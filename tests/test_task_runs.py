@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -31,13 +32,14 @@ from tunesmith.errors import InputError
 from tunesmith.evaluation.compare import compare
 from tunesmith.evaluation.predict import predict_file
 from tunesmith.evaluation.readings import READINGS, by_row
+from tunesmith.methods.table import METHODS
 from tunesmith.models.load import Network
 from tunesmith.planning import plan
 from tunesmith.records import Examples, Origin, Task
 from tunesmith.runs.run import Run
 from tunesmith.train import loop, step
 from tunesmith.train.validate import validate
-from tunesmith.tuning import tune
+from tunesmith.tuning import prepare, tune
 
 AUTO = {"token-classification": AutoModelForTokenClassification}
 SMALL = {"lora_r": 2, "num_virtual_tokens": 3, "bottleneck_size": 4, "num_last_layers": 1}
@@ -288,3 +290,17 @@ def test_what_a_loss_does_not_have_is_refused(kind: str, key: str, value: float,
     with pytest.raises(InputError, match=f"{key} is .*, which .* has no use for"):
         run_on(make_rows(kind), config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_new_head_of_several_labels_begins_with_how_often_each_holds(method: str, tmp_path: Path) -> None:
+    base = make_base("bert", tmp_path / "base")
+    AutoModel.from_pretrained(base).save_pretrained(base)  # without a head
+    parts = split_examples(sources.load(make_rows("multi-label")), settings(base, tmp_path / "run", method))
+    prepared = prepare(settings(base, tmp_path / "run", method), METHODS[method], parts)
+    biases = [p for name, p in prepared.network.model.named_parameters() if "classifier" in name and "bias" in name]
+    names, rows = parts.train.class_names, parts.train.rows
+    shares = [sum(name in row.target for row in rows) / len(rows) for name in names]  # type: ignore[union-attr, operator]
+    assert biases
+    for bias in biases:
+        torch.testing.assert_close(bias.detach().sigmoid(), torch.tensor(shares).clamp(1e-4, 1 - 1e-4))

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
@@ -32,6 +33,7 @@ from tunesmith.forecasting import Target, foresee
 from tunesmith.methods.apply import default_learning_rate, find_rates, put_under
 from tunesmith.methods.method import Method
 from tunesmith.methods.table import choose_methods, find_method
+from tunesmith.models.heads import start_at_frequencies
 from tunesmith.models.load import (
     Network,
     count_parameters,
@@ -209,6 +211,9 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
     use_prefix(network.tokenizer, config.source_prefix)
+    if task == "multi-label":
+        held = np.array([row.target for row in train], dtype=float)
+        start_at_frequencies(network.model, network.new_modules, held.mean(0).tolist())
     put_under(network, method, config, dtype, partial(move, device=device))
     if method.inform is not None:
         method.inform(network, config, train, dtype)
