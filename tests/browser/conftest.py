@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from tests.feedback.houses import Server, fill, start_server
 from tunesmith.feedback.database import open_database
 from tunesmith.feedback.people import People
+from tunesmith.feedback.serving import find_site
+from tunesmith.feedback.settings import ServeConfig
 from tunesmith.feedback.store import Store
+from tunesmith.feedback.web.app import make_app
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -28,29 +34,50 @@ def browser() -> Iterator[sync_api.Browser]:
         opened.close()
 
 
+class Thread:
+    """The page in a thread of the test's: there at once, but nothing that can be killed."""
+
+    def __init__(self, store: Store, people: People) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        site = find_site(ServeConfig(), port)
+        settings = uvicorn.Config(make_app(store, people, site, "t" * 43), log_level="error", ws="none")
+        self._server, self.url = uvicorn.Server(settings), f"http://127.0.0.1:{port}"
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
+        self._thread.start()
+
+    def kill(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
+        self._listener.close()
+
+
 class House:
-    """A store of its own and a server on it, which may be killed and started again at the same port."""
+    """A store of its own and the page on it; as a process, it may be killed and started again at the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "feedback.db")
         self.database = open_database(self.path, create=True)
         self.store, self.people = Store(self.database), People(self.database)
-        self.server: Server | None = None
+        self._server: Server | Thread | None = None
 
     @property
     def url(self) -> str:
-        if self.server is None:
-            self.server = start_server(self.path)
-        return self.server.url
+        if self._server is None:
+            self._server = Thread(self.store, self.people)
+        return self._server.url
+
+    def serve_by_process(self) -> None:
+        self._server = start_server(self.path)
 
     def restart(self) -> None:
-        assert self.server is not None
-        self.server.kill()
-        self.server = start_server(self.path, self.server.port)
+        assert isinstance(self._server, Server)
+        self._server.kill()
+        self._server = start_server(self.path, self._server.port)
 
     def close(self) -> None:
-        if self.server is not None and self.server.process.poll() is None:
-            self.server.kill()
+        if self._server is not None:
+            self._server.kill()
         self.database.close()
 
 

@@ -298,6 +298,7 @@ def test_back_and_edit(room: Room) -> None:
 
 
 def test_a_draft_survives_reload_and_restart(room: Room) -> None:
+    room.house.serve_by_process()
     fill(room.house.store, 2)
     ann = room.desk("ann")
     item = ann.item()

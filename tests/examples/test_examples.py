@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,14 @@ def test_the_script_runs(place: Path) -> None:
     assert re.search(r"majority +0\.\d", done.stdout)
     assert (place / "results" / "comparison" / "report.html").is_file()
     assert done.stdout.splitlines()[-1].strip()
+
+
+@pytest.mark.soak
+def test_the_pictures_of_the_ranking_page_can_be_taken(place: Path) -> None:
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if shutil.which("chromium") is None:
+        pytest.skip("no browser: on Debian, apt-get install chromium")
+    command = [sys.executable, str(EXAMPLES / "feedback_screenshots.py"), "--output", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name for path in place.glob("*.png")} == {"feedback-owner.png", "feedback-rank.png"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import http.client
 import json
 import os
 import re
@@ -223,7 +224,7 @@ class Client:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.loads(error.read() or b"{}")
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):  # killed before, within, or after its head
             return 0, {}
 
 
