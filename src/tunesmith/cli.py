@@ -372,10 +372,8 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code."""
     try:
         code = app(by_our_names(arguments), exit_on_error=False, print_error=False)
-    except InputError as error:
-        return _complain(str(error))
-    except CycloptsError as error:
-        return _complain(f"{error}".strip() or type(error).__name__)
+    except (InputError, CycloptsError) as error:
+        return _complain(str(error).strip() or type(error).__name__)
     except KeyboardInterrupt as stopped:
         return _say_stopped(stopped)
     except BrokenPipeError:
@@ -384,9 +382,9 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _complain(message: str, code: int = 2) -> int:
+def _complain(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
-    return code
+    return 2
 
 
 def _say_stopped(stopped: KeyboardInterrupt) -> int:
