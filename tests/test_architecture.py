@@ -19,7 +19,7 @@ Sources = Mapping[str, str]
 
 LEVELS = (
     ("cli",),
-    ("feedback_cli",),
+    ("commands",),
     ("api",),
     ("tables", "flags"),
     ("studio", "serve", "export", "inspection"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should com
     from tunesmith.data.quality.report import Report
     from tunesmith.data.signal import Proof
     from tunesmith.data.view import ShownRow
+    from tunesmith.feedback.agreement import Measure
     from tunesmith.runs.doctor import Health
     from tunesmith.train.plan import Forecast
 
@@ -324,3 +325,20 @@ def _cell(key: str, value: object) -> str:
     if key.endswith("_bytes"):
         return "no" if value is None else describe_bytes(float(str(value)))
     return str(value)
+
+
+def agreement_table(measures: Sequence[Measure]) -> Table:
+    from tunesmith.feedback.agreement import INSTRUCTGPT
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("measure", no_wrap=True)
+    for title in ("value", "95 % interval", "items"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    for one in measures:
+        value = "-" if one.value is None else f"{one.value:.3f}"
+        interval = "-" if one.low is None or one.high is None else f"[{one.low:.3f}, {one.high:.3f}]"
+        table.add_row(one.name, value, interval, f"{one.num_items:,}", one.why)
+    known = ", ".join(f"{who} {value:.3f} ±{error:.3f}" for who, (value, error) in INSTRUCTGPT.items())
+    table.caption, table.caption_justify = f"InstructGPT, pairwise agreement: {known}", "left"
+    return table

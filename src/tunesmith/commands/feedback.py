@@ -1,17 +1,13 @@
-"""The feedback commands: parses, calls, prints; no logic. What they need is imported when they run."""
+"""The feedback commands."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
-from rich.console import Console
-from rich.table import Table
+from cyclopts import App
 
+from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json
 from tunesmith.feedback.settings import (
     AgreementConfig,
     ChooseConfig,
@@ -23,21 +19,12 @@ from tunesmith.feedback.settings import (
     SimulateConfig,
 )
 from tunesmith.flags import flags_of
-from tunesmith.storage import to_plain
+from tunesmith.tables import agreement_table
 
 if TYPE_CHECKING:  # not at run time: help texts should come at once
-    from tunesmith.feedback.agreement import Measure
     from tunesmith.feedback.forms import Item
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 app = App(name="feedback", help="People rank a model's answers in a web page, and nothing they do is lost.")
-
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
-ConfigFile = Annotated[Path | None, Parameter(name="--config", help="YAML file with any of these keys.")]
-
-
-def given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}
 
 
 @app.command
@@ -113,23 +100,6 @@ def agreement(*, config: ConfigFile = None, as_json: AsJson = False, **settings:
     out.print(agreement_table(measures))
 
 
-def agreement_table(measures: Sequence[Measure]) -> Table:
-    from tunesmith.feedback.agreement import INSTRUCTGPT
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("measure", no_wrap=True)
-    for title in ("value", "95 % interval", "items"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("")
-    for one in measures:
-        value = "-" if one.value is None else f"{one.value:.3f}"
-        interval = "-" if one.low is None or one.high is None else f"[{one.low:.3f}, {one.high:.3f}]"
-        table.add_row(one.name, value, interval, f"{one.num_items:,}", one.why)
-    known = ", ".join(f"{who} {value:.3f} ±{error:.3f}" for who, (value, error) in INSTRUCTGPT.items())
-    table.caption, table.caption_justify = f"InstructGPT, pairwise agreement: {known}", "left"
-    return table
-
-
 @app.command
 @flags_of(ItemsConfig)
 def items(*, config: ConfigFile = None, **settings: Any) -> None:
@@ -173,7 +143,3 @@ def simulate(*, config: ConfigFile = None, as_json: AsJson = False, **settings: 
     if as_json:
         return print_json({"rankings": count})
     out.print(f"{count:,} simulated rankings in {settled.database}", markup=False)
-
-
-def print_json(value: Any) -> None:
-    print(json.dumps(to_plain(value), ensure_ascii=False, indent=1))

@@ -1,0 +1,122 @@
+"""Commands that judge: systems beside each other, one on labelled rows, answers one by one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json, print_lines
+from tunesmith.config import CompareConfig, split_mapping
+from tunesmith.config_align import JudgeConfig
+from tunesmith.flags import flags_of
+from tunesmith.storage import write_text
+from tunesmith.tables import comparison_table, duel_lines
+
+
+@flags_of(CompareConfig)
+def compare(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Compare methods and baselines on one split: a table, a page, a recommendation."""
+    _compare(CompareConfig.read(config, given(settings)), as_json)
+
+
+def demo(*, output: Path = Path("runs/demo"), as_json: AsJson = False) -> None:
+    """The main job on the catalogue's model and data: methods and baselines on film reviews."""
+    settings = {
+        "model": "minilm-l6",
+        "data": "vader-movies",
+        "output": output,
+        "per_device_train_batch_size": 32,
+        "num_train_epochs": 1.5,
+        "max_train_samples": 1500,
+        "max_validation_samples": 150,
+        "max_test_samples": 600,
+    }
+    _compare(CompareConfig.read(given=settings), as_json)
+
+
+def _compare(config: CompareConfig, as_json: bool) -> None:
+    from tunesmith.evaluation.compare import compare as run_stage
+
+    comparison = run_stage(config)
+    if as_json:
+        return print_json(comparison.content)
+    out.print(comparison_table(comparison.content))
+    out.print(comparison.verdict.reason, markup=False)
+    out.print(f"report  {comparison.report}", markup=False)
+
+
+@flags_of(JudgeConfig)
+def judge(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Set two models that write against each other: how often is the one preferred?"""
+    from tunesmith.judging import judge as run_stage
+
+    found = run_stage(JudgeConfig.read(config, given(settings)))
+    if as_json:
+        return print_json(found)
+    print_lines(duel_lines(found))
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: str,
+    columns: str = "",
+    max_generated: int = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Score a run, or a decoder as it is, on all rows of labelled data.
+
+    Parameters
+    ----------
+    model: A run folder, or a model by catalogue name, folder or hub name.
+    data: Labelled data: a file or a catalogue name.
+    max_generated: Generation: answer so many rows for ROUGE-L.
+    """
+    from tunesmith.evaluation.tasks import evaluate as run_stage
+    from tunesmith.evaluation.tasks import open_network
+
+    score = run_stage(open_network(model), data, split_mapping(columns), max_generated)
+    if as_json:
+        return print_json(score)
+    out.print(f"{model} on {score.num_rows:,} rows of {data}", markup=False)
+    print_lines(f"  {name:<16} {interval}" for name, interval in score.metrics.items())
+
+
+def predict(
+    run: str, file: Path, /, *, output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None
+) -> None:
+    """Predict for every row of a file; writes JSONL with the row and its prediction.
+
+    Parameters
+    ----------
+    run: A run folder.
+    file: CSV, TSV or JSONL with a text (or prompt) column, or plain text with one text per line. A run on pairs wants
+        both columns, one on words a list of them or a text with blanks between.
+    output: Where to write; standard output when not given.
+    """
+    from tunesmith.evaluation.predict import predict_file
+
+    lines = [json.dumps(row, ensure_ascii=False) for row in predict_file(run, file)]
+    if output is None:
+        print("\n".join(lines))
+    else:
+        write_text(output, "\n".join(lines) + "\n")
+        out.print(f"{len(lines):,} predictions written to {output}", markup=False)
+
+
+def chat(run: str, /, *, system: str | None = None, temperature: float = 0.0, max_new_tokens: int = 256) -> None:
+    """Talk to a run, or to a decoder as it is, in the terminal. /new starts anew, /quit ends.
+
+    Parameters
+    ----------
+    run: A run folder, or a model by catalogue name, folder or hub name.
+    system: A system prompt.
+    temperature: 0 takes the likeliest token each time.
+    """
+    from tunesmith.evaluation.predict import converse
+
+    converse(run, system, temperature, max_new_tokens)
