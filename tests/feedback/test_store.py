@@ -165,8 +165,21 @@ def test_the_same_key_is_the_same_request(store: Store, people: People) -> None:
     assert rank(store, ann, shown, key) == first
     assert num_events(store.database, "ranked") == 1
     other = take(store, ann)
-    with pytest.raises(ConflictError, match="another item"):
+    with pytest.raises(ConflictError, match="another answer"):
         rank(store, ann, other, key)
+
+
+def test_a_key_that_comes_with_other_words_is_not_taken_for_the_same_request(store: Store, people: People) -> None:
+    """A ranking whose answer was lost on the way back, then a skip: "Saved" would be said of what is not."""
+    fill(store, 1)
+    (ann,) = add_people(people, 1)
+    shown, key = take(store, ann), new_key()
+    rank(store, ann, shown, key)
+    with pytest.raises(ConflictError, match="another answer"):
+        store.skip(ann, shown.item_id, 0, key, "I cannot judge this")
+    with pytest.raises(ConflictError, match="another answer"):
+        store.rank(ann, shown.item_id, 0, key, Response(levels=(tuple(ids_of(shown)),)))
+    assert len(read_results(store.database).rankings) == 1
 
 
 def test_an_older_page_overwrites_nothing(store: Store, people: People) -> None:

@@ -71,7 +71,7 @@ MINE = (
 
 # What people say
 
-REPEATED = select(event.c.id, event.c.item_id).where(
+REPEATED = select(event.c.id, event.c.item_id, event.c.payload).where(
     event.c.labeler_id == THIS_LABELER, event.c.key == bindparam("its_key")
 )
 NOTE = insert(event).returning(event.c.id)
