@@ -1,89 +1,29 @@
 """Who is let in, and who is not: each rule as a request that must fail, beside the same request done right.
 
-A rule that cannot fail protects nothing: `test_a_rule_that_is_left_out_is_noticed` removes them one by one.
+A rule that cannot fail protects nothing: test_weaknesses.py removes them one by one.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
-from tests.feedback.houses import fill, new_key
+from tests.feedback.houses import fill
+from tests.feedback.visits import ORIGIN, SITE, TOKEN, House, Visitor, ranking_of, take
 from tunesmith.errors import InputError
 from tunesmith.feedback import serving
-from tunesmith.feedback.database import Database, open_database
-from tunesmith.feedback.people import People, Person
+from tunesmith.feedback.database import open_database
 from tunesmith.feedback.settings import ServeConfig
 from tunesmith.feedback.store import Store
 from tunesmith.feedback.web import entrance, guard, labeling, owner
-from tunesmith.feedback.web.app import make_app
 from tunesmith.feedback.web.guard import Caller, Limiter, Site
 
-ORIGIN = "http://127.0.0.1:8421"
-SITE = Site(frozenset({"127.0.0.1:8421", "localhost:8421"}), frozenset({ORIGIN, "http://localhost:8421"}), "feedback")
-TOKEN = "t" * 43
 WEB = Path(guard.__file__).parent
-
-
-class House:
-    """A store behind the page, and people in it."""
-
-    def __init__(self, database: Database) -> None:
-        self.store, self.people = Store(database), People(database)
-        self.app = make_app(self.store, self.people, SITE, TOKEN)
-        fill(self.store, 3)
-
-    def visit(self, name: str | None = None, role: Any = "labeler") -> Visitor:
-        if name is None:
-            return Visitor(self, None, "")
-        person = self.people.find_or_add(name, role)
-        return Visitor(self, person, self.people.begin_session(person.id))
-
-
-class Visitor:
-    """Somebody with a browser of their own."""
-
-    def __init__(self, house: House, person: Person | None, session: str) -> None:
-        self.person, self.session = person, session
-        self.client = TestClient(house.app, base_url=ORIGIN, follow_redirects=False)
-
-    def ask(self, method: str, path: str, content: Any = None, **headers: str | None) -> httpx.Response:
-        """A request as the page makes it; a header given as None is left out."""
-        sent: dict[str, str | None] = {"origin": ORIGIN, "x-csrf-token": Caller(None, self.session).csrf}
-        if self.session:
-            sent["cookie"] = f"feedback={self.session}"
-        if method not in ("GET", "HEAD"):
-            sent["content-type"] = "application/json"
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        kept = {name: value for name, value in sent.items() if value is not None}
-        return self.client.request(method, path, json=content, headers=kept)
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    database = open_database(str(tmp_path / "feedback.db"), create=True)
-    yield House(database)
-    database.close()
-
-
-def take(visitor: Visitor) -> dict[str, Any]:
-    reply = visitor.ask("POST", "/api/next", {})
-    assert reply.status_code == 200, reply.text
-    item: dict[str, Any] = reply.json()["item"]
-    return item
-
-
-def ranking_of(item: dict[str, Any]) -> dict[str, Any]:
-    levels = [[answer["id"]] for answer in item["answers"]]
-    return {"item": item["id"], "version": item["version"], "key": new_key(), "response": {"levels": levels}}
 
 
 # Where a request comes from
@@ -491,56 +431,3 @@ def test_the_store_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
     path.chmod(0o644)
     open_database(str(path)).close()
     assert path.stat().st_mode & 0o777 == 0o600
-
-
-def _no_check(*_: object, **__: object) -> None:
-    return None
-
-
-SABOTAGES: list[tuple[str, Callable[[pytest.MonkeyPatch], None], Callable[[House], bool]]] = [
-    (
-        "hosts and origins",
-        lambda patch: patch.setattr(guard.Guard, "_check_place", _no_check),
-        lambda house: house.visit("ann").ask("GET", "/enter", host="evil.example").status_code == 421,
-    ),
-    (
-        "who asks",
-        lambda patch: patch.setattr(guard, "_check_person", _no_check),
-        lambda house: house.visit("ann").ask("GET", "/api/owner/overview").status_code == 403,
-    ),
-    (
-        "the page's token",
-        lambda patch: patch.setattr(guard.hmac, "compare_digest", lambda one, other: True),
-        lambda house: house.visit("ann").ask("POST", "/api/next", {}, x_csrf_token="").status_code == 403,
-    ),
-    (
-        "how often",
-        lambda patch: patch.setattr(guard.Guard, "_check_rate", _no_check),
-        lambda house: (
-            [house.visit("a").ask("POST", "/api/sign-in", {"name": "", "password": ""}) for _ in range(14)][
-                -1
-            ].status_code
-            == 429
-        ),
-    ),
-    (
-        "headers",
-        lambda patch: patch.setattr(guard, "HEADERS", {}),
-        lambda house: "content-security-policy" in house.visit("ann").ask("GET", "/rank").headers,
-    ),
-]
-
-
-@pytest.mark.parametrize(("spoil", "holds"), [case[1:] for case in SABOTAGES], ids=[case[0] for case in SABOTAGES])
-def test_a_rule_that_is_left_out_is_noticed(
-    house: House,
-    monkeypatch: pytest.MonkeyPatch,
-    spoil: Callable[[pytest.MonkeyPatch], None],
-    holds: Callable[[House], bool],
-) -> None:
-    monkeypatch.setattr("tunesmith.feedback.people.SCRYPT", {"n": 2, "r": 8, "p": 1})
-    monkeypatch.setattr("tunesmith.feedback.people.NOBODY", "scrypt$2$8$1$AAAA$AAAA")
-    assert holds(house)
-    house.app = make_app(house.store, house.people, SITE, TOKEN)  # with limits that nobody has used up
-    spoil(monkeypatch)
-    assert not holds(house)

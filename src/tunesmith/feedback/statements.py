@@ -30,6 +30,7 @@ OVER = select(assignment.c.item_id, assignment.c.labeler_id).where(
 )
 OPEN_ONE = select(assignment.c.item_id).where(assignment.c.labeler_id == THIS_LABELER, assignment.c.state == "open")
 # By priority; else in the order of ids, which are hashes: at random, and the same on every machine.
+BY_PRIORITY = (item.c.priority.desc(), item.c.id.desc())
 FREE = (
     select(item.c.id)
     .where(
@@ -40,8 +41,14 @@ FREE = (
             assignment.c.state != "expired",
         ),
     )
-    .order_by(item.c.priority.desc(), item.c.id.desc())
+    .order_by(*BY_PRIORITY)
     .limit(1)
+)
+QUEUE = (
+    select(item.c.id, item.c.messages, item.c.priority, item.c.reason)
+    .where(item.c.is_free)
+    .order_by(*BY_PRIORITY)
+    .limit(bindparam("most"))
 )
 LEND = update(assignment).where(ITS).values(state=bindparam("new_state"), lease_until=bindparam("until"))
 NUM_COUNTED = (

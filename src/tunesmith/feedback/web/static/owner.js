@@ -134,6 +134,12 @@ function showDisagreements({ disagreements }) {
   }), "Nobody contradicts anybody.");
 }
 
+function showNext({ next }) {
+  fill($("next"), ["prompt", "why now"], next.map((one) => [
+    one.prompt, one.reason || make("span", "at random", "soft"),
+  ]), "Everything that was asked is ranked, or somebody is at it.");
+}
+
 function showStudy({ study }) {
   const fields = $("study").elements;
   for (const name of ["title", "guidelines", "overlap", "lease_minutes"]) fields[name].value = study[name];
@@ -156,7 +162,7 @@ async function attempt(work) {
 async function refresh() {
   const numbers = await attempt(() => ask("GET", "api/owner/overview"));
   if (!numbers) return;
-  for (const show of [showTiles, showPeople, showAgreement, showBias, showModels, showDisagreements]) show(numbers);
+  for (const show of [showTiles, showPeople, showAgreement, showBias, showModels, showDisagreements, showNext]) show(numbers);
   if (isFirst) showStudy(numbers);
   isFirst = false;
   const left = numbers.num_left_out ? ` The numbers are of the latest rankings; ${count(numbers.num_left_out)} older ones are left out.` : "";
