@@ -373,3 +373,25 @@ def test_a_store_that_is_none_is_named(tmp_path: object) -> None:
         with pytest.raises(InputError, match=words) as caught:
             open_database(given)
         assert "secret" not in str(caught.value)
+
+
+def test_a_transaction_within_another_is_a_part_of_it(store: Store, people: People) -> None:
+    """All of it or nothing, and what is read within is what was written so far."""
+    fill(store, 2)
+    (ann,) = add_people(people, 1)
+    shown = take(store, ann)
+
+    def rank_and_fail() -> None:
+        with store.database.writing():
+            rank(store, ann, shown)
+            assert store.progress(ann).ranked == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        rank_and_fail()
+    assert store.progress(ann).ranked == 0
+    with store.database.writing():
+        rank(store, ann, shown)
+        take(store, ann)
+    assert store.progress(ann).ranked == 1
+    assert num_events(store.database, "ranked") == 1

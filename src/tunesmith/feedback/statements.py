@@ -4,7 +4,7 @@ run it. What they are asked with stands in their parameters: `its_item`, `its_la
 
 from __future__ import annotations
 
-from sqlalchemy import BindParameter, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import BindParameter, and_, bindparam, exists, func, insert, or_, select, update
 
 from tunesmith.feedback.schema import assignment, candidate, event, item, labeler, session, setting
 
@@ -51,10 +51,11 @@ QUEUE = (
     .limit(bindparam("most"))
 )
 LEND = update(assignment).where(ITS).values(state=bindparam("new_state"), lease_until=bindparam("until"))
+FIRST_LEND = insert(assignment)
 NUM_COUNTED = (
     select(func.count())
     .select_from(assignment)
-    .where(assignment.c.item_id == item.c.id, assignment.c.state.in_(COUNTED))
+    .where(assignment.c.item_id == item.c.id, or_(*(assignment.c.state == state for state in COUNTED)))
     .correlate(item)
     .scalar_subquery()
 )

@@ -156,7 +156,7 @@ class Store:
         seed = secrets.randbits(62)
         shown = shuffle(_candidate_ids(connection, item_id), seed)
         values = {"item_id": item_id, "labeler_id": labeler_id, "state": state, "lease_until": until}
-        connection.execute(insert(assignment), {**values, "shown": shown, "seed": seed, "version": 0, "draft": None})
+        connection.execute(sql.FIRST_LEND, {**values, "shown": shown, "seed": seed, "version": 0, "draft": None})
         self._note(connection, "opened", labeler_id, item_id, {"shown": shown, "seed": seed})
 
     def _expire(self, connection: Connection, now: float, study: Study) -> None:
