@@ -130,7 +130,7 @@ function showDisagreements({ disagreements }) {
   fill($("disagreements"), ["prompt", "pairs in dispute", "people", ""], disagreements.map((one) => {
     const decide = make("a", one.is_adjudicated ? "Decided" : "Decide");
     decide.href = `rank?item=${one.item}`;
-    return [one.prompt, percent(one.share), one.labelers.join(", "), decide];
+    return [one.prompt, percent(one.share), make("span", one.labelers.join(", "), "soft"), decide];
   }), "Nobody contradicts anybody.");
 }
 
