@@ -120,7 +120,7 @@ async def load(url: str, sessions: list[str], options: argparse.Namespace, tally
 def run(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         if options.postgres:
-            address = new_postgres_database(stack.enter_context(running_postgres()))
+            address = new_postgres_database(stack.enter_context(running_postgres(is_flushing=True)))
         else:
             address = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "feedback.db")
         database = open_database(address, create=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 LETTERS = "ABCDEFGHI"
 
@@ -93,12 +96,21 @@ class Desk:
         mouse.up()
 
 
-def sit_down(browser: Browser, url: str, session: str, where: str = "rank", **settings: Any) -> Desk:
-    """A browser with nobody else's storage in it, signed in."""
+def sit_down(
+    browser: Browser,
+    url: str,
+    session: str,
+    where: str = "rank",
+    planted: Mapping[str, str] = MappingProxyType({}),
+    **settings: Any,
+) -> Desk:
+    """A browser with nobody else's storage in it, signed in; `planted` are scripts that it gets in place of ours."""
     context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **settings})
     context.set_default_timeout(10_000)
     port = url.rpartition(":")[2]
     context.add_cookies([{"name": f"tunesmith-feedback-{port}", "value": session, "url": url}])
+    for address, code in planted.items():
+        context.route(address, partial(Route.fulfill, body=code, content_type="text/javascript"))
     desk = Desk(context.new_page(), context)
     desk.watch(desk.page)
     desk.page.goto(f"{url}/{where}")

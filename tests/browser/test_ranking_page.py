@@ -14,11 +14,13 @@ import pytest
 from tests.browser.conftest import House
 from tests.browser.desk import LETTERS, Desk, sit_down
 from tests.feedback.houses import fill
+from tunesmith.feedback import web
 from tunesmith.feedback.forms import Candidate, Item, Ranked
 from tunesmith.feedback.results import read_results
 from tunesmith.feedback.store import Study
 from tunesmith.records import Message
 
+STATIC = Path(web.__file__).parent / "static"
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
 
@@ -29,12 +31,19 @@ class Room:
     def __init__(self, browser: Any, house: House) -> None:
         self.browser, self.house = browser, house
         self.desks: list[Desk] = []
+        self.planted: dict[str, str] = {}
         self.may_complain = False
 
     def desk(self, name: str, role: Any = "labeler", where: str = "rank", **settings: Any) -> Desk:
         session = self.house.people.begin_session(self.house.people.find_or_add(name, role).id)
-        self.desks.append(sit_down(self.browser, self.house.url, session, where, **settings))
+        self.desks.append(sit_down(self.browser, self.house.url, session, where, planted=self.planted, **settings))
         return self.desks[-1]
+
+    def weaken(self, script: str, good: str, bad: str) -> None:
+        """Serves a script with a weakness in it to the desks to come."""
+        code = (STATIC / script).read_text(encoding="utf-8")
+        assert good in code
+        self.planted[f"**/static/{script}"] = code.replace(good, bad)
 
     def rankings(self, name: str) -> list[Ranked]:
         return [ranked for ranked in read_results(self.house.database).rankings if ranked.labeler == name]
@@ -472,6 +481,16 @@ def test_text_of_models_is_text(room: Room) -> None:
     owner = room.desk("owner", "owner", "owner")
     expect(owner.page.locator("#people")).to_contain_text("ann")
     assert owner.page.title() == title
+
+
+def test_markup_would_be_noticed(room: Room) -> None:
+    """The test above, with a page whose script takes text for markup: it is seen, though the policy runs nothing."""
+    room.may_complain = True  # of what the policy has stopped
+    room.house.store.add_items([Item((Message("user", HOSTILE[1]),), (Candidate("1", "m"), Candidate("2", "m")))])
+    room.weaken("text.js", "node.textContent = content", "node.innerHTML = content")
+    ann = room.desk("ann")
+    assert ann.page.locator("#work :is(img, svg, iframe, script, a)").count() > 0
+    assert "owned" not in ann.page.title()
 
 
 def test_long_right_to_left_and_code_are_readable(room: Room) -> None:

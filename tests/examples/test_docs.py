@@ -45,8 +45,7 @@ def executed(document: str, capsys: pytest.CaptureFixture[str]) -> str:
     return BLOCK.sub(execute, document)
 
 
-@pytest.mark.fetch
-@pytest.mark.parametrize("name", ["data.md"])
+@pytest.mark.parametrize("name", [pytest.param("data.md", marks=pytest.mark.fetch), "feedback.md"])
 def test_commands_print_what_the_docs_show(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.feedback.houses import Clock, find_postgres, new_postgres_database, running_postgres
+from tests.feedback.visits import House
 from tunesmith.feedback.database import Database, open_database
 from tunesmith.feedback.people import People
 from tunesmith.feedback.store import Store
@@ -48,3 +49,10 @@ def store(database: Database, clock: Clock) -> Store:
 @pytest.fixture
 def people(database: Database, clock: Clock) -> People:
     return People(database, clock)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    database = open_database(str(tmp_path / "feedback.db"), create=True)
+    yield House(database, tmp_path)
+    database.close()

@@ -14,7 +14,7 @@ import schemathesis
 from fastapi.responses import JSONResponse
 from hypothesis import HealthCheck, given, settings
 
-from tests.feedback.houses import fill
+from tests.feedback.houses import fill, new_postgres_database
 from tunesmith.feedback import people as accounts
 from tunesmith.feedback.database import open_database
 from tunesmith.feedback.people import People, Person
@@ -26,13 +26,17 @@ SITE = Site(frozenset({"testserver"}), frozenset({"http://testserver"}), "feedba
 EXAMPLES = 20
 
 
-@pytest.fixture(scope="module")
-def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def described(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The API as one that is always asked by the owner."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accounts, "SCRYPT", {"n": 2, "r": 8, "p": 1})
         patch.setattr(accounts, "NOBODY", "scrypt$2$8$1$AAAA$AAAA")
-        database = open_database(str(tmp_path_factory.mktemp("api") / "feedback.db"), create=True)
+        if request.param == "sqlite":
+            address = str(tmp_path_factory.mktemp("api") / "feedback.db")
+        else:
+            address = new_postgres_database(request.getfixturevalue("postgres"))
+        database = open_database(address, create=True)
         store, people = Store(database), People(database)
         fill(store, 20)
         owner = people.find_or_add("owner", "owner")

@@ -32,7 +32,9 @@ class Worker(threading.Thread):
             status, said = self.client.ask("POST", "api/next", {}, timeout=5)
             if status == 200 and said["item"] is not None:
                 self._rank(said["item"])
-            elif status not in (0, 429):
+            elif status in (0, 429):
+                time.sleep(0.05)  # the cores are for the server that starts again
+            else:
                 self.unexpected.append((status, said))
 
     def _rank(self, item: dict) -> None:  # type: ignore[type-arg]
@@ -51,7 +53,7 @@ class Worker(threading.Thread):
             if status not in (0, 429):
                 self.unexpected.append((status, said))
                 return
-            time.sleep(0.02)
+            time.sleep(0.05)
 
 
 def kill_again_and_again(tmp_path: Path, kills: int) -> None:
@@ -67,7 +69,8 @@ def kill_again_and_again(tmp_path: Path, kills: int) -> None:
     for worker in workers:
         worker.start()
     for _ in range(kills):
-        time.sleep(rng.uniform(0.1, 0.6))
+        wait_for_work(workers, rng.randint(6, 20))
+        time.sleep(rng.uniform(0, 0.05))  # anywhere within a request
         server.kill()
         begun = time.monotonic()
         server = start_server(address, server.port)
@@ -78,8 +81,16 @@ def kill_again_and_again(tmp_path: Path, kills: int) -> None:
         worker.join(15)
     assert server.stop() == 143
     check_ledger(address, workers, kills)
-    print(f"{kills} kills; restarts {median(restarts):.2f} s, at most {max(restarts):.2f} s")
+    answers = sum(len(worker.ledger) for worker in workers)
+    print(f"{kills} kills, {answers} answers; restarts {median(restarts):.2f} s, at most {max(restarts):.2f} s")
     assert median(restarts) < 5, "a restart takes long"
+
+
+def wait_for_work(workers: list[Worker], num_answers: int) -> None:
+    """Until so many more answers are acknowledged, so that each kill comes into work however slow the machine is."""
+    goal, deadline = sum(len(worker.ledger) for worker in workers) + num_answers, time.monotonic() + 20
+    while sum(len(worker.ledger) for worker in workers) < goal and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def check_ledger(address: str, workers: list[Worker], kills: int) -> None:
@@ -101,8 +112,8 @@ def check_ledger(address: str, workers: list[Worker], kills: int) -> None:
     assert len({ranked.item for ranked in rankings}) == len(rankings) == count
 
 
-def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
-    kill_again_and_again(tmp_path, 10)
+def test_six_kills_lose_nothing(tmp_path: Path) -> None:
+    kill_again_and_again(tmp_path, 6)
 
 
 @pytest.mark.soak

@@ -13,6 +13,7 @@ import pytest
 from tests.feedback.houses import fill
 from tunesmith import cli
 from tunesmith.feedback.database import open_database
+from tunesmith.feedback.overview import overview
 from tunesmith.feedback.people import People
 from tunesmith.feedback.priorities import doubt
 from tunesmith.feedback.store import Store
@@ -55,6 +56,9 @@ def test_the_least_sure_items_come_first(tmp_path: Path, capsys: pytest.CaptureF
         order.append(gaps[shown.item_id])
         store.skip(person.id, shown.item_id, 0, f"{len(order):032x}", "")
     assert order == [0.0, 1.0, 5.0]
+    queue = overview(database)["next"]
+    assert [gaps[one["item"]] for one in queue] == [0.0, 1.0, 5.0], "the owner sees the queue as it comes"
+    assert queue[0]["reason"] == "uncertainty 1.000 by 1 reward model"
     capsys.readouterr()
     for content, words in (
         ([{"item": "0" * 16, "scores": {}}], "no item '0000000000000000' in this store"),

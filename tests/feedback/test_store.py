@@ -165,8 +165,21 @@ def test_the_same_key_is_the_same_request(store: Store, people: People) -> None:
     assert rank(store, ann, shown, key) == first
     assert num_events(store.database, "ranked") == 1
     other = take(store, ann)
-    with pytest.raises(ConflictError, match="another item"):
+    with pytest.raises(ConflictError, match="another answer"):
         rank(store, ann, other, key)
+
+
+def test_a_key_that_comes_with_other_words_is_not_taken_for_the_same_request(store: Store, people: People) -> None:
+    """A ranking whose answer was lost on the way back, then a skip: "Saved" would be said of what is not."""
+    fill(store, 1)
+    (ann,) = add_people(people, 1)
+    shown, key = take(store, ann), new_key()
+    rank(store, ann, shown, key)
+    with pytest.raises(ConflictError, match="another answer"):
+        store.skip(ann, shown.item_id, 0, key, "I cannot judge this")
+    with pytest.raises(ConflictError, match="another answer"):
+        store.rank(ann, shown.item_id, 0, key, Response(levels=(tuple(ids_of(shown)),)))
+    assert len(read_results(store.database).rankings) == 1
 
 
 def test_an_older_page_overwrites_nothing(store: Store, people: People) -> None:
@@ -360,3 +373,25 @@ def test_a_store_that_is_none_is_named(tmp_path: object) -> None:
         with pytest.raises(InputError, match=words) as caught:
             open_database(given)
         assert "secret" not in str(caught.value)
+
+
+def test_a_transaction_within_another_is_a_part_of_it(store: Store, people: People) -> None:
+    """All of it or nothing, and what is read within is what was written so far."""
+    fill(store, 2)
+    (ann,) = add_people(people, 1)
+    shown = take(store, ann)
+
+    def rank_and_fail() -> None:
+        with store.database.writing():
+            rank(store, ann, shown)
+            assert store.progress(ann).ranked == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        rank_and_fail()
+    assert store.progress(ann).ranked == 0
+    with store.database.writing():
+        rank(store, ann, shown)
+        take(store, ann)
+    assert store.progress(ann).ranked == 1
+    assert num_events(store.database, "ranked") == 1

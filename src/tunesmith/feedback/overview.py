@@ -23,9 +23,11 @@ from tunesmith.feedback.database import Database
 from tunesmith.feedback.forms import Ranked
 from tunesmith.feedback.results import Results, StoredItem, read_results
 from tunesmith.feedback.schema import item
+from tunesmith.feedback.statements import QUEUE
 from tunesmith.feedback.strengths import rate_first_place, rate_longer, rate_models, rate_ties
 
 MOST_DISAGREEMENTS = 50
+MOST_NEXT = 10
 MOST_RANKINGS = 20_000  # the newest ones, which the numbers are of
 
 
@@ -50,6 +52,7 @@ def overview(database: Database, until: int | None = None, seed: int = 0) -> dic
         },
         "models": [asdict(one) for one in rate_models(opinions, candidates, seed)],
         "disagreements": _disagreements(latest, items, results.items),
+        "next": _next(database),
     }
 
 
@@ -77,6 +80,21 @@ def _progress(database: Database, results: Results) -> dict[str, Any]:
         "gold": sum(bool(one.gold) for one in results.items.values()),
         "unsafe": len({name for ranked in results.rankings for name in ranked.unsafe}),
     }
+
+
+def _next(database: Database) -> list[dict[str, Any]]:
+    """The items that are asked for first, with what was said for it: item, prompt, priority, reason."""
+    with database.reading() as connection:
+        rows = connection.execute(QUEUE, {"most": MOST_NEXT}).mappings().all()
+    return [
+        {
+            "item": row["id"],
+            "prompt": row["messages"][-1]["content"][:160],
+            "priority": row["priority"],
+            "reason": row["reason"],
+        }
+        for row in rows
+    ]
 
 
 def _labelers(opinions: Sequence[Ranked], results: Results) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ run it. What they are asked with stands in their parameters: `its_item`, `its_la
 
 from __future__ import annotations
 
-from sqlalchemy import BindParameter, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import BindParameter, and_, bindparam, exists, func, insert, or_, select, update
 
 from tunesmith.feedback.schema import assignment, candidate, event, item, labeler, session, setting
 
@@ -30,6 +30,7 @@ OVER = select(assignment.c.item_id, assignment.c.labeler_id).where(
 )
 OPEN_ONE = select(assignment.c.item_id).where(assignment.c.labeler_id == THIS_LABELER, assignment.c.state == "open")
 # By priority; else in the order of ids, which are hashes: at random, and the same on every machine.
+BY_PRIORITY = (item.c.priority.desc(), item.c.id.desc())
 FREE = (
     select(item.c.id)
     .where(
@@ -40,14 +41,21 @@ FREE = (
             assignment.c.state != "expired",
         ),
     )
-    .order_by(item.c.priority.desc(), item.c.id.desc())
+    .order_by(*BY_PRIORITY)
     .limit(1)
 )
+QUEUE = (
+    select(item.c.id, item.c.messages, item.c.priority, item.c.reason)
+    .where(item.c.is_free)
+    .order_by(*BY_PRIORITY)
+    .limit(bindparam("most"))
+)
 LEND = update(assignment).where(ITS).values(state=bindparam("new_state"), lease_until=bindparam("until"))
+FIRST_LEND = insert(assignment)
 NUM_COUNTED = (
     select(func.count())
     .select_from(assignment)
-    .where(assignment.c.item_id == item.c.id, assignment.c.state.in_(COUNTED))
+    .where(assignment.c.item_id == item.c.id, or_(*(assignment.c.state == state for state in COUNTED)))
     .correlate(item)
     .scalar_subquery()
 )
@@ -71,7 +79,7 @@ MINE = (
 
 # What people say
 
-REPEATED = select(event.c.id, event.c.item_id).where(
+REPEATED = select(event.c.id, event.c.item_id, event.c.payload).where(
     event.c.labeler_id == THIS_LABELER, event.c.key == bindparam("its_key")
 )
 NOTE = insert(event).returning(event.c.id)

@@ -23,6 +23,7 @@ from tunesmith.feedback.forms import Comment, Item, Response, Shown, check_text,
 from tunesmith.feedback.schema import assignment, candidate, event, item, setting
 from tunesmith.records import Message
 
+WORDS = ("response", "reason")  # of a request: what must be the same when its key comes again
 SECONDS_OF_COUNT = 10.0  # for so long the number of items that are left is taken to stand
 
 
@@ -155,7 +156,7 @@ class Store:
         seed = secrets.randbits(62)
         shown = shuffle(_candidate_ids(connection, item_id), seed)
         values = {"item_id": item_id, "labeler_id": labeler_id, "state": state, "lease_until": until}
-        connection.execute(insert(assignment), {**values, "shown": shown, "seed": seed, "version": 0, "draft": None})
+        connection.execute(sql.FIRST_LEND, {**values, "shown": shown, "seed": seed, "version": 0, "draft": None})
         self._note(connection, "opened", labeler_id, item_id, {"shown": shown, "seed": seed})
 
     def _expire(self, connection: Connection, now: float, study: Study) -> None:
@@ -182,9 +183,7 @@ class Store:
             return self._show(connection, item_id, labeler_id)
 
     def _show(self, connection: Connection, item_id: str, labeler_id: int) -> Shown:
-        row = _assignment(connection, item_id, labeler_id)
-        if row is None:
-            raise NotLentError("no such item among those you were shown")
+        row = _expect(connection, item_id, labeler_id)
         its = {"its_item": item_id}
         messages = connection.execute(sql.MESSAGES, its).scalar_one()
         texts = {name: text for name, text in connection.execute(sql.CANDIDATES, its)}
@@ -205,7 +204,8 @@ class Store:
     def save_draft(self, labeler_id: int, item_id: str, version: int, draft: Mapping[str, Any]) -> None:
         """Keeps what is not said yet, and the lease with it. An older page's draft is not taken."""
         with self.database.writing() as connection:
-            row = self._expect(connection, item_id, labeler_id, version)
+            row = _expect(connection, item_id, labeler_id)
+            _check_version(row, version)
             is_open = row["state"] == "open"
             until = self.clock() + 60 * _study(connection).lease_minutes if is_open else row["lease_until"]
             its = {"its_item": item_id, "its_labeler": labeler_id}
@@ -216,15 +216,15 @@ class Store:
     ) -> int:
         """Keeps a ranking, or a better one in place of one's own; returns the new version.
 
-        The same key again is the same request again: it changes nothing and returns what it returned.
+        The same words by the same key are the same request again: it changes nothing and returns what it returned.
 
         Raises:
-            ConflictError: `version` is not that of the item now.
+            ConflictError: `version` is not that of the item now, or the key came with other words before.
             NotLentError: not an item of this person's.
             InputError: the ranking does not fit the item.
         """
 
-        def say(connection: Connection, row: RowMapping) -> tuple[str, str, dict[str, Any]]:
+        def say(row: RowMapping) -> tuple[str, str, dict[str, Any]]:
             response.check(row["shown"])
             is_aside = row["state"] in ("aside", "adjudicated")
             was_ranked = row["state"] == "ranked"
@@ -239,7 +239,7 @@ class Store:
         """Leaves an item to others; as `rank`."""
         check_text(reason, "the reason")
 
-        def say(connection: Connection, row: RowMapping) -> tuple[str, str, dict[str, Any]]:
+        def say(row: RowMapping) -> tuple[str, str, dict[str, Any]]:
             return "skipped", "skipped", {"reason": reason}
 
         return self._say(labeler_id, item_id, version, key, say)
@@ -250,30 +250,23 @@ class Store:
         item_id: str,
         version: int,
         key: str,
-        say: Callable[[Connection, RowMapping], tuple[str, str, dict[str, Any]]],
+        say: Callable[[RowMapping], tuple[str, str, dict[str, Any]]],
     ) -> int:
         with self.database.writing() as connection:
+            row = _expect(connection, item_id, labeler_id)
+            action, state, payload = say(row)
             before = connection.execute(sql.REPEATED, {"its_labeler": labeler_id, "its_key": key}).first()
-            if before is not None and before.item_id == item_id:
-                return int(before.id)
             if before is not None:
-                raise ConflictError("this key was used for another item")
-            row = self._expect(connection, item_id, labeler_id, version)
-            action, state, payload = say(connection, row)
+                if before.item_id != item_id or any(before.payload.get(name) != payload.get(name) for name in WORDS):
+                    raise ConflictError("this key was used for another answer")
+                return int(before.id)
+            _check_version(row, version)
             order = {"shown": row["shown"], "seed": row["seed"]}
             number = self._note(connection, action, labeler_id, item_id, {**payload, **order}, key)
             its = {"its_item": item_id, "its_labeler": labeler_id}
             connection.execute(sql.ANSWER, {**its, "new_state": state, "new_version": number})
             _count_again(connection, item_id, _study(connection))
             return number
-
-    def _expect(self, connection: Connection, item_id: str, labeler_id: int, version: int) -> RowMapping:
-        row = _assignment(connection, item_id, labeler_id)
-        if row is None:
-            raise NotLentError("no such item among those you were shown")
-        if row["version"] != version:
-            raise ConflictError("this item has been answered since the page was opened, in another tab perhaps")
-        return row
 
     def history(self, labeler_id: int, before: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
         """What this person has done, newest first: item, version, state, the prompt's last turn."""
@@ -340,6 +333,18 @@ def _candidate_ids(connection: Connection, item_id: str) -> list[str]:
 def _assignment(connection: Connection, item_id: str, labeler_id: int) -> RowMapping | None:
     its = {"its_item": item_id, "its_labeler": labeler_id}
     return connection.execute(sql.ASSIGNMENT, its).mappings().first()
+
+
+def _expect(connection: Connection, item_id: str, labeler_id: int) -> RowMapping:
+    row = _assignment(connection, item_id, labeler_id)
+    if row is None:
+        raise NotLentError("no such item among those you were shown")
+    return row
+
+
+def _check_version(row: RowMapping, version: int) -> None:
+    if row["version"] != version:
+        raise ConflictError("this item has been answered since the page was opened, in another tab perhaps")
 
 
 def _count_again(connection: Connection, item_id: str, study: Study) -> None:

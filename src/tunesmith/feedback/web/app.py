@@ -19,7 +19,7 @@ from tunesmith.feedback.database import is_full_disk
 from tunesmith.feedback.people import EntryError, People
 from tunesmith.feedback.store import ConflictError, NotLentError, Store
 from tunesmith.feedback.web import entrance, labeling, owner
-from tunesmith.feedback.web.guard import Guard, Site
+from tunesmith.feedback.web.guard import Guard, Limiter, Site
 
 log = logging.getLogger("tunesmith.feedback")
 STATUS: tuple[tuple[type[InputError], int], ...] = (
@@ -40,6 +40,7 @@ def make_routes(store: Store, people: People, site: Site, token: str) -> FastAPI
     """The routes alone, which trust whoever stands in a request's state."""
     app = FastAPI(title="tunesmith feedback", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store, app.state.people, app.state.site, app.state.token = store, people, site, token
+    app.state.guesses = Limiter(burst=10, per_second=0.05)  # at one name, from all addresses together
     for router in (entrance.router, labeling.router, owner.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=str(files("tunesmith.feedback.web") / "static")), name="static")

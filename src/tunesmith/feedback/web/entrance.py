@@ -106,7 +106,11 @@ class Joining(Entry):
 
 @router.post("/api/sign-in")
 def sign_in(request: Request, entry: Entry, people: PeopleOf) -> JSONResponse:
-    """A new session, whatever cookie came with the request."""
+    """A new session, whatever cookie came with the request. An account may be guessed at so often, from wherever."""
+    wait = request.app.state.guesses.take(" ".join(entry.name.split()).casefold())
+    if wait:
+        detail = f"too many attempts at this name. Try again in {wait:.0f} s"
+        return JSONResponse({"detail": detail}, 429, {"retry-after": f"{wait + 1:.0f}"})
     token = people.sign_in(entry.name, entry.password)
     return _let_in(JSONResponse({"go_to": "rank"}), request.app.state.site, token)
 

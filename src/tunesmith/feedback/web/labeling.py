@@ -76,15 +76,19 @@ def take_next(person: PersonOf, store: StoreOf) -> dict[str, Any]:
 @router.post("/api/rankings")
 def rank(body: RankingBody, person: PersonOf, store: StoreOf) -> dict[str, Any]:
     """Saved when this is answered, and not before; with the next item."""
-    version = store.rank(person.id, body.item, body.version, body.key, body.response, body.seconds)
-    return {"version": version, **_next(person, store)}
+    with store.database.writing():
+        version = store.rank(person.id, body.item, body.version, body.key, body.response, body.seconds)
+        then = _next(person, store)
+    return {"version": version, **then}
 
 
 @router.post("/api/skips")
 def skip(body: SkipBody, person: PersonOf, store: StoreOf) -> dict[str, Any]:
     """As a ranking."""
-    version = store.skip(person.id, body.item, body.version, body.key, body.reason)
-    return {"version": version, **_next(person, store)}
+    with store.database.writing():
+        version = store.skip(person.id, body.item, body.version, body.key, body.reason)
+        then = _next(person, store)
+    return {"version": version, **then}
 
 
 @router.put("/api/draft")

@@ -130,8 +130,14 @@ function showDisagreements({ disagreements }) {
   fill($("disagreements"), ["prompt", "pairs in dispute", "people", ""], disagreements.map((one) => {
     const decide = make("a", one.is_adjudicated ? "Decided" : "Decide");
     decide.href = `rank?item=${one.item}`;
-    return [one.prompt, percent(one.share), one.labelers.join(", "), decide];
+    return [one.prompt, percent(one.share), make("span", one.labelers.join(", "), "soft"), decide];
   }), "Nobody contradicts anybody.");
+}
+
+function showNext({ next }) {
+  fill($("next"), ["prompt", "why now"], next.map((one) => [
+    one.prompt, one.reason || make("span", "at random", "soft"),
+  ]), "Everything that was asked is ranked, or somebody is at it.");
 }
 
 function showStudy({ study }) {
@@ -156,7 +162,7 @@ async function attempt(work) {
 async function refresh() {
   const numbers = await attempt(() => ask("GET", "api/owner/overview"));
   if (!numbers) return;
-  for (const show of [showTiles, showPeople, showAgreement, showBias, showModels, showDisagreements]) show(numbers);
+  for (const show of [showTiles, showPeople, showAgreement, showBias, showModels, showDisagreements, showNext]) show(numbers);
   if (isFirst) showStudy(numbers);
   isFirst = false;
   const left = numbers.num_left_out ? ` The numbers are of the latest rankings; ${count(numbers.num_left_out)} older ones are left out.` : "";
