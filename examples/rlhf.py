@@ -35,7 +35,7 @@ from tunesmith.runtime import choose_precision
 
 MODEL, LABELER, DATA = "smollm2-135m-instruct", "minilm-l6", "vader-movies"
 TEMPLATE = "Write one sentence of a film review. Begin with: {text}"
-WORDS, TOKENS, ANSWERS, JUDGED = 5, 16, 4, 200
+WORDS, TOKENS, ANSWERS = 5, 16, 4
 NOTED = "labeler.json"
 
 
@@ -114,23 +114,21 @@ def is_done(run: Path) -> bool:
     return (run / MANIFEST).is_file()
 
 
-def align(folder: Path, steps: int) -> Run:
+def align(folder: Path, given: argparse.Namespace) -> Run:
     """The model under PPO on what the reward model says; prints how both scorers saw it go."""
-    done = is_done(folder / "ppo")
-    run = (
-        Run.open(folder / "ppo")
-        if done
-        else tunesmith.align(
+    done = Run.open(folder / "ppo") if is_done(folder / "ppo") else None
+    run = done or (
+        tunesmith.align(
             model=MODEL,
             data=str(folder / "rankings.jsonl"),
             algorithm="ppo",
             reward=str(folder / "reward"),
             gold_reward=str(folder / "labeler"),
             reward_label="positive",
-            learning_rate=5e-4,
+            learning_rate=given.rate,
             max_new_tokens=TOKENS,
-            max_steps=steps,
-            eval_steps=max(1, steps // 6),
+            max_steps=given.steps,
+            eval_steps=max(1, given.steps // given.evaluations),
             num_train_epochs=100,
             output=folder / "ppo",
         )
@@ -159,6 +157,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--noise", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--evaluations", type=int, default=6, help="on the way")
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of PPO")
+    parser.add_argument("--judged", type=int, default=200, help="openings for the comparison")
     given = parser.parse_args()
     folder: Path = given.folder
 
@@ -169,11 +170,11 @@ def main() -> None:
     network = open_network(MODEL)
     settings = AlignConfig(model=MODEL, data="", algorithm="ppo", reward=("labeler",), reward_label="positive")
     gold = open_rewards([str(folder / "labeler")], (), settings, network.model.device)
-    prompts = openings(given.prompts + JUDGED)
+    prompts = openings(given.prompts + given.judged)
     if not (folder / "rankings.jsonl").is_file():
         write_rankings(folder / "rankings.jsonl", prompts[: given.prompts], network, gold, given.noise)
     learn_reward(folder)
-    run = align(folder, given.steps)
+    run = align(folder, given)
     compare(prompts[given.prompts :], run.network, network, gold)
 
 
