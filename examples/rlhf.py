@@ -94,7 +94,8 @@ def learn_reward(folder: Path) -> None:
     sometimes wrong, can be foreseen in at all."""
     if not is_done(folder / "reward"):
         tunesmith.reward(
-            model=MODEL,
+            model=LABELER,  # untuned; of the decoder one pass over 320 rankings made nothing (docs/align.md)
+            method="full",
             data=str(folder / "rankings.jsonl"),
             per_device_train_batch_size=4,
             output=folder / "reward",
