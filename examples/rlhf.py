@@ -1,12 +1,12 @@
 """The whole loop of learning from feedback, with a program in the place of people.
 
-    python examples/rlhf.py FOLDER [--prompts 400] [--noise 0.25] [--steps 40]
+    python examples/rlhf.py FOLDER [--prompts 400] [--noise 0.25] [--steps 30]
 
 A hidden scorer, a classifier of film reviews, plays the labeler: it ranks four continuations of each opening, and turns
 a share of its judgements round at random. From its rankings alone a reward model is learned; PPO maximises that model;
 and the hidden scorer, which PPO never sees, says at each evaluation what it is worth (Gao et al. 2022, arXiv
 2210.10760). In the end the tuned model and the one it began as answer openings that neither has seen, and the hidden
-scorer chooses.
+scorer chooses. All draws have fixed seeds. A stage whose folder or file is there already is not done again.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from tunesmith.models.generate import Decoding, generate, sample
 from tunesmith.models.load import Network
 from tunesmith.records import LabelledText, Message
 from tunesmith.rl.reward import Scorer, open_rewards
+from tunesmith.runs.folder import MANIFEST
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_precision
 
 MODEL, LABELER, DATA = "smollm2-135m-instruct", "minilm-l6", "vader-movies"
 TEMPLATE = "Write one sentence of a film review. Begin with: {text}"
-WORDS, TOKENS, ANSWERS, JUDGED = 5, 24, 4, 200
+WORDS, TOKENS, ANSWERS = 5, 16, 4
+NOTED = "labeler.json"
 
 
 def openings(num: int, seed: int = 0) -> list[str]:
@@ -68,14 +70,15 @@ def share_turned(one_PK: np.ndarray, other_PK: np.ndarray) -> float:
 
 
 def write_rankings(file: Path, prompts: Sequence[str], network: Network, gold: Scorer, noise: float) -> None:
-    """What the labeler says of the model's own answers."""
+    """What the labeler says of the model's own answers, and beside it in how many pairs it is wrong."""
     ids = [prompt_ids(turns, network.tokenizer) for turns in as_turns(prompts)]
     made = sample(network, ids, Decoding(TOKENS, temperature=1.0), dtype_of(network), ANSWERS, quiet=False)
     texts = [[answer.text for answer in answers] for answers in made]
     every = as_turns([prompt for prompt in prompts for _ in range(ANSWERS)])
     scores = gold(every, [text for answers in texts for text in answers]).reshape(-1, ANSWERS)
     seen = with_noise(scores, noise)
-    print(f"the labeler contradicts the hidden scorer in {share_turned(scores, seen):.1%} of all pairs")
+    wrong = share_turned(scores, seen)
+    (file.parent / NOTED).write_text(json.dumps({"wrong": wrong}), encoding="utf-8")
     ranks = (-seen).argsort(1).argsort(1) + 1
     rows = zip(prompts, texts, ranks.tolist(), strict=True)
     lines = [{"prompt": prompt, "answers": answers, "ranks": given} for prompt, answers, given in rows]
@@ -86,19 +89,50 @@ def dtype_of(network: Network) -> torch.dtype:
     return choose_precision("auto", network.model.device)
 
 
-def align(folder: Path, steps: int) -> Run:
+def learn_reward(folder: Path) -> None:
+    """The reward model; prints how often it is right of pairs that it has not seen, beside what the labeler, who is
+    sometimes wrong, can be foreseen in at all."""
+    if not is_done(folder / "reward"):
+        tunesmith.reward(
+            model=LABELER,  # untuned; of the decoder one pass over 320 rankings made nothing (docs/align.md)
+            method="full",
+            data=str(folder / "rankings.jsonl"),
+            per_device_train_batch_size=4,
+            output=folder / "reward",
+            quiet=True,
+        )
+    found = Run.open(folder / "reward").manifest["reward"]["test"]
+    accuracy, ceiling = found["accuracy"], 1 - json.loads((folder / NOTED).read_text(encoding="utf-8"))["wrong"]
+    print(
+        f"the reward model agrees in {accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})", end=""
+    )
+    print(f" of {found['pairs']} unseen pairs; the labeler itself is right in {ceiling:.1%}: ", end="")
+    print(f"{accuracy['value'] / ceiling:.2f} of what is possible; the longer one is better in ", end="")
+    print(f"{found['longer_wins']['value']:.1%}")
+
+
+def is_done(run: Path) -> bool:
+    return (run / MANIFEST).is_file()
+
+
+def align(folder: Path, given: argparse.Namespace) -> Run:
     """The model under PPO on what the reward model says; prints how both scorers saw it go."""
-    run = tunesmith.align(
-        model=MODEL,
-        data=str(folder / "rankings.jsonl"),
-        algorithm="ppo",
-        reward=str(folder / "reward"),
-        gold_reward=str(folder / "labeler"),
-        reward_label="positive",
-        max_new_tokens=TOKENS,
-        max_steps=steps,
-        num_train_epochs=100,
-        output=folder / "ppo",
+    done = Run.open(folder / "ppo") if is_done(folder / "ppo") else None
+    run = done or (
+        tunesmith.align(
+            model=MODEL,
+            data=str(folder / "rankings.jsonl"),
+            algorithm="ppo",
+            reward=str(folder / "reward"),
+            gold_reward=str(folder / "labeler"),
+            reward_label="positive",
+            learning_rate=given.rate,
+            max_new_tokens=TOKENS,
+            max_steps=given.steps,
+            eval_steps=max(1, given.steps // given.evaluations),
+            num_train_epochs=100,
+            output=folder / "ppo",
+        )
     )
     for point in run.outcome["curve"]:
         root = max(0.0, point["validation_kl"]) ** 0.5
@@ -123,22 +157,25 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--noise", type=float, default=0.25)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--evaluations", type=int, default=6, help="on the way")
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of PPO")
+    parser.add_argument("--judged", type=int, default=200, help="openings for the comparison")
     given = parser.parse_args()
     folder: Path = given.folder
 
-    tunesmith.tune(model=LABELER, data=DATA, method="full", num_train_epochs=2, output=folder / "labeler", quiet=True)
+    if not is_done(folder / "labeler"):
+        tunesmith.tune(
+            model=LABELER, data=DATA, method="full", num_train_epochs=1, output=folder / "labeler", quiet=True
+        )
     network = open_network(MODEL)
     settings = AlignConfig(model=MODEL, data="", algorithm="ppo", reward=("labeler",), reward_label="positive")
     gold = open_rewards([str(folder / "labeler")], (), settings, network.model.device)
-    prompts = openings(given.prompts + JUDGED)
-    write_rankings(folder / "rankings.jsonl", prompts[: given.prompts], network, gold, given.noise)
-
-    rankings = str(folder / "rankings.jsonl")
-    report = tunesmith.reward(model=MODEL, data=rankings, output=folder / "reward", quiet=True).manifest["reward"]
-    found = report["test"]
-    print(f"the reward model agrees in {found['accuracy']['value']:.1%} of {found['pairs']} pairs it has not seen")
-    run = align(folder, given.steps)
+    prompts = openings(given.prompts + given.judged)
+    if not (folder / "rankings.jsonl").is_file():
+        write_rankings(folder / "rankings.jsonl", prompts[: given.prompts], network, gold, given.noise)
+    learn_reward(folder)
+    run = align(folder, given)
     compare(prompts[given.prompts :], run.network, network, gold)
 
 

@@ -146,8 +146,10 @@ def _remove(folder: Path) -> None:
 # By trial
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("algorithm", "method"),
+    [("ppo", "lora"), ("ppo", "full"), ("grpo", "lora"), ("rloo", "full"), ("rloo", "lora"), ("online-dpo", "lora")],
+)
 def test_trial_raises_a_known_reward(algorithm: str, method: str, base: Path, tmp_path: Path) -> None:
     settings = TRIAL | {
         "algorithm": algorithm,
@@ -197,7 +199,7 @@ def test_a_run_by_trial_loads_elsewhere(base: Path, tmp_path: Path) -> None:
     assert {"prompt", "answer", "score", "log_ratio"} <= set(samples[0][0])
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "online-dpo"])
 def test_a_run_by_trial_goes_on_to_the_bit(algorithm: str, base: Path, tmp_path: Path) -> None:
     """Adaptive cost, value, optimizer, draws and prompts: all as if nothing had been."""
     settings = TRIAL | {

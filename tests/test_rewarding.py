@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from tunesmith.data import sources
 from tunesmith.data.parts import split_examples
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
-from tunesmith.evaluation.rankings import best_temperature, calibration, describe, mean_by_prompt, pairs_of, wins
+from tunesmith.evaluation.rankings import (
+    best_of_n,
+    best_temperature,
+    calibration,
+    describe,
+    mean_by_prompt,
+    pairs_of,
+    wins,
+)
 from tunesmith.evaluation.tasks import evaluate, predict_texts
 from tunesmith.models.load import Network, load_network
 from tunesmith.records import Examples, Message, Origin, Ranking
@@ -183,6 +192,22 @@ def test_pairs_and_their_interval() -> None:
     interval = mean_by_prompt(wins(pairs.gap_P), pairs.prompt_P)
     assert interval.low == interval.high == interval.value, "one prompt says nothing of others"
     assert describe(pairs_of([[0.0, 1.0]], [[1, 1]], [[1, 1]])) == {"pairs": 0}
+
+
+def test_the_best_of_n_is_that_of_all_draws() -> None:
+    """Against every subset written out; who agrees with people gets what people would take."""
+    rewards, ranks = [[0.3, -1.0, 2.0, 0.9]], [[2, 3, 1, 4]]
+    found = best_of_n(rewards, ranks)
+    assert [row["n"] for row in found] == [1, 2, 3, 4]
+    beaten = [2 / 3, 1 / 3, 1.0, 0.0]
+    for row in found:
+        draws = list(combinations(range(4), row["n"]))
+        taken = [beaten[max(draw, key=lambda place: rewards[0][place])] for draw in draws]
+        assert row["beats"] == pytest.approx(sum(taken) / len(draws))
+        assert row["best"] == pytest.approx(sum(max(beaten[place] for place in draw) for draw in draws) / len(draws))
+    assert found[0]["beats"] == pytest.approx(0.5)
+    agreed = best_of_n([[-1.0, -2.0, -2.5]], [[1, 2, 2]])
+    assert all(row["beats"] == pytest.approx(row["best"]) for row in agreed)
 
 
 def test_rewards_that_tell_true_odds_are_calibrated() -> None:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from tunesmith.config import Names, SourceConfig, Switch, TuneConfig, split_list
 
 Offline = Literal["dpo", "robust-dpo", "ipo", "kto", "orpo", "simpo"]
-Online = Literal["ppo", "grpo", "rloo"]
+Online = Literal["ppo", "grpo", "rloo", "online-dpo"]
 Algorithm = Literal[Offline, Online]
 OFFLINE: tuple[Offline, ...] = get_args(Offline)
 
@@ -24,6 +24,7 @@ BETAS: Mapping[Algorithm, float] = {
     "ppo": 0.05,
     "grpo": 0.0,
     "rloo": 0.05,
+    "online-dpo": 0.1,
 }
 
 
@@ -52,7 +53,7 @@ class AlignConfig(TuneConfig):
     algorithm: Algorithm = Field(
         "dpo",
         description="From pairs, rankings or judgements: dpo, robust-dpo, ipo, kto, orpo, simpo. By trial, with a "
-        "reward: ppo, grpo, rloo.",
+        "reward: ppo, grpo, rloo, online-dpo.",
     )
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the rows or prompts.")
     per_device_train_batch_size: int = Field(8, gt=0, description="Pairs, or prompts with their answers, in one pass.")
@@ -119,7 +120,8 @@ class AlignConfig(TuneConfig):
     loss_type: Literal["sequence", "token", "constant"] | None = Field(
         None,
         description="By trial: the mean over an answer's tokens and then over answers (GRPO), over all tokens (DAPO), "
-        "or their sum by max_new_tokens (Dr. GRPO); rloo takes sequence when not given, the others token.",
+        "or their sum by max_new_tokens (Dr. GRPO). Not given it is sequence for rloo and online-dpo, token for the "
+        "others; online-dpo takes no other.",
     )
     ptx_data: str | None = Field(
         None, description="By trial: texts or conversations that must not be forgotten (PPO-ptx)."
@@ -138,7 +140,9 @@ class AlignConfig(TuneConfig):
             raise ValueError(f"algorithm {self.algorithm} learns from given answers and takes no reward")
         if self.reward_weights and len(self.reward_weights) != len(self.reward):
             raise ValueError(f"reward_weights gives {len(self.reward_weights)} numbers for {len(self.reward)} rewards")
-        if self.algorithm in ("grpo", "rloo") and self.num_generations < 2:
+        if self.algorithm == "online-dpo" and self.aggregation != "sequence":
+            raise ValueError(f"loss_type {self.loss_type} weighs tokens; online-dpo has pairs, and takes none")
+        if self.algorithm in ("grpo", "rloo", "online-dpo") and self.num_generations < 2:
             raise ValueError(
                 f"{self.algorithm} sets the answers to a prompt against each other: num_generations 2 or more"
             )
@@ -154,7 +158,7 @@ class AlignConfig(TuneConfig):
     @property
     def aggregation(self) -> Literal["sequence", "token", "constant"]:
         """`loss_type`, or what the algorithm has for it."""
-        return self.loss_type or ("sequence" if self.algorithm == "rloo" else "token")
+        return self.loss_type or ("sequence" if self.algorithm in ("rloo", "online-dpo") else "token")
 
     @property
     def strength(self) -> float:

@@ -21,7 +21,7 @@ from tunesmith.data.parts import load_split
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
-from tunesmith.evaluation.rankings import describe, pairs_of
+from tunesmith.evaluation.rankings import best_of_n, describe, pairs_of
 from tunesmith.methods.method import Method
 from tunesmith.models.load import Network
 from tunesmith.records import Examples, Ranking, Split
@@ -83,7 +83,10 @@ def _finish(prepared: Prepared, rows: Mapping[str, TokenRows], folder: Path) -> 
         examples: Examples = getattr(prepared.split, name)
         rankings = [row for row in (examples.rows[place] for place in part.examples) if isinstance(row, Ranking)]
         lengths = [[len(answer) for answer in row.answers] for row in rankings]
-        report[name] = describe(pairs_of(rewards[name], [row.ranks for row in rankings], lengths))
+        ranks = [row.ranks for row in rankings]
+        report[name] = describe(pairs_of(rewards[name], ranks, lengths)) | {
+            "best_of_n": best_of_n(rewards[name], ranks)
+        }
     write_json(folder / REPORT, report)
     return {"reward": report}
 

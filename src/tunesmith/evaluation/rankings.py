@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,35 @@ def by_length(pairs: Pairs) -> list[dict[str, Any]]:
             accuracy = float(wins(pairs.gap_P[chosen]).mean())
             rows.append({"above": low, "to": high, "pairs": int(chosen.sum()), "accuracy": accuracy})
     return rows
+
+
+def best_of_n(rewards: Sequence[Sequence[float]], ranks: Sequence[Sequence[int]]) -> list[dict[str, float]]:
+    """For each n: of n answers to a prompt the one with the highest reward is taken; `beats` is the share of all other
+    answers to that prompt that people rank below it, ties half. Exact over all draws of n (the unbiased estimate of
+    Nakano et al. 2021, arXiv 2112.09332, appendix I); one half at n = 1. `best` is what people's own choice would have.
+    """
+    rows = []
+    for n in range(1, max(map(len, ranks), default=0) + 1):
+        fit = [
+            (np.asarray(reward), _beaten(rank)) for reward, rank in zip(rewards, ranks, strict=True) if len(rank) >= n
+        ]
+        beats = [_expected(beaten[np.argsort(-reward, kind="stable")], n) for reward, beaten in fit]
+        best = [_expected(-np.sort(-beaten), n) for _, beaten in fit]
+        rows.append({"n": n, "prompts": len(fit), "beats": float(np.mean(beats)), "best": float(np.mean(best))})
+    return rows
+
+
+def _beaten(ranks: Sequence[int]) -> Floats:
+    """Of each answer the share of the others that are ranked below it, ties half."""
+    rank_K = np.asarray(ranks)
+    won_KK = 0.5 + 0.5 * np.sign(rank_K[None, :] - rank_K[:, None])
+    return (won_KK.sum(1) - 0.5) / max(1, len(rank_K) - 1)
+
+
+def _expected(value_K: Floats, n: int) -> float:
+    """Mean of what is first among n drawn without return, where values stand in the order of preference."""
+    num = len(value_K)
+    return float(sum(comb(num - place - 1, n - 1) * value for place, value in enumerate(value_K)) / comb(num, n))
 
 
 def describe(pairs: Pairs) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""PPO, GRPO and RLOO, each on half a page: how the answers of a step are judged token by token, and what is then
-minimised.
+"""PPO, GRPO, RLOO and online DPO, each on half a page: how the answers of a step are judged token by token, and what
+is then minimised.
 
-All three draw answers from the policy, score them, and make tokens with a positive advantage likelier, within a clip.
+All draw answers from the policy and score them; the first three make tokens with a positive advantage likelier, within
+a clip.
 
 PPO   (Ouyang et al. 2022, arXiv 2203.02155)  a nat of divergence costs beta at each token; a value says what an answer
       is worth so far, and a token's advantage is what came better than that (GAE).
@@ -9,6 +10,7 @@ RLOO  (Ahmadian et al. 2024, arXiv 2402.14740)  an answer is one action: its sco
       set against the mean of the other answers'. No value.
 GRPO  (Shao et al. 2024, arXiv 2402.03300)  the score against the mean of all answers to the prompt, by their deviation;
       the divergence stands in the loss and not in the reward.
+online DPO  (Guo et al. 2024, arXiv 2402.04792)  the best and the worst answer to a prompt are a pair, for DPO's loss.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from tunesmith.config_align import AlignConfig, Online
 from tunesmith.rl.advantage import GROUPED, gae_BT, k1, k3, shaped_rewards_BT, whiten
@@ -80,6 +83,15 @@ def teach_grpo(judged: Judged, beta: float, config: AlignConfig) -> Lesson:
     return _alike(grouping(judged.score_B.view(-1, judged.num_answers)), judged.mask_BT)
 
 
+def teach_online_dpo(judged: Judged, beta: float, config: AlignConfig) -> Lesson:
+    """1 for the best answer to a prompt, -1 for the worst, 0 for the others, and for all where scores are alike."""
+    score_PK = judged.score_B.view(-1, judged.num_answers)
+    side_PK = torch.zeros_like(score_PK)
+    side_PK.scatter_add_(1, score_PK.argmax(1, keepdim=True), torch.ones_like(score_PK))
+    side_PK.scatter_add_(1, score_PK.argmin(1, keepdim=True), -torch.ones_like(score_PK))
+    return _alike(side_PK, judged.mask_BT)
+
+
 def _alike(advantage_PK: torch.Tensor, mask_BT: torch.Tensor) -> Lesson:
     """Every token of an answer has the answer's advantage."""
     return Lesson(advantage_PK.flatten().repeat_interleave(mask_BT.sum(1)))
@@ -95,7 +107,20 @@ TEACHERS: Mapping[Online, Callable[[Judged, float, AlignConfig], Lesson]] = {
     "ppo": teach_ppo,
     "rloo": teach_rloo,
     "grpo": teach_grpo,
+    "online-dpo": teach_online_dpo,
 }
+
+
+def online_dpo_N(
+    moved_N: torch.Tensor, side_N: torch.Tensor, lengths: torch.Tensor, config: AlignConfig
+) -> torch.Tensor:
+    """-log sigmoid(beta (moved_best - moved_worst)), moved = log pi - log ref of an answer, at each token of all
+    answers to the prompt: their mean within answers, then over answers, is the mean over prompts."""
+    num_tokens = int(lengths.sum())
+    z_B = torch.zeros(len(lengths), device=moved_N.device)
+    owners_N = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=num_tokens).to(moved_N.device)
+    z_P = config.strength * z_B.index_add(0, owners_N, side_N * moved_N).view(-1, config.num_generations).sum(1)
+    return -F.logsigmoid(z_P).repeat_interleave(config.num_generations)[owners_N]
 
 
 def losses_N(
@@ -108,6 +133,8 @@ def losses_N(
     """
     clip = Clip(config.cliprange, config.cliprange if config.cliprange_high is None else config.cliprange_high)
     logp_N, old_N = now.logp_N, old.logp_N
+    if config.algorithm == "online-dpo":
+        return {"policy": online_dpo_N(logp_N - ref_N, lesson.advantage_N, lengths, config)}
     if config.algorithm == "rloo":  # an answer is one action: all of its tokens have its ratio
         logp_N, old_N = whole_answers_N(logp_N, lengths), whole_answers_N(old_N, lengths)
     found = {"policy": policy_loss_N(logp_N, old_N, lesson.advantage_N, clip)}
