@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from tests.parity.tiny import make_model, make_tokenizer
+from tests.parity.tiny import make_model, make_network, make_tokenizer
 
 from tunesmith.config import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, Resources, find_baseline
-from tunesmith.evaluation.demonstrations import Shown, fit_shown, write_question
+from tunesmith.evaluation.demonstrations import Shown, fit_shown, show_before, write_question
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.systems import run_baseline
+from tunesmith.evaluation.tasks import label_logprobs
 from tunesmith.records import Conversation, Example, Examples, LabelledText, Message, Origin, Split, Task
 
 HERE = Origin("made-here", 1)
@@ -261,6 +263,22 @@ def test_a_decoder_answers_behind_demonstrations(name: str, make: Callable[[], S
         assert not np.allclose(predictions.losses, plain.losses)  # type: ignore[arg-type]
     else:
         assert np.array_equal(predictions.targets, ids(parts))
+
+
+def test_the_last_question_stands_behind_its_demonstrations() -> None:
+    row = Conversation(tuple(Message(role, role) for role in ("system", "user", "assistant")), HERE)
+    shown = show_before(row, [("a", "b")])
+    assert shown.messages[1].content == "Question: a\nAnswer: b\n\nQuestion: user\nAnswer:"
+    assert (shown.messages[0], shown.messages[2]) == (row.messages[0], row.messages[2])
+    assert show_before(row, ()) == row
+
+
+def test_class_names_are_scored_behind_demonstrations_as_if_they_stood_in_the_text(tmp_path: Path) -> None:
+    network, names = make_network("llama", "generation", tmp_path), ("w5", "w6 w7")
+    found = label_logprobs(network, ["w8 w9"], names, torch.float32, [[("w10", "w5")]])
+    by_hand = label_logprobs(network, ["w10\nLabel: w5\n\nText: w8 w9"], names, torch.float32)
+    assert np.array_equal(found, by_hand)
+    assert not np.allclose(found, label_logprobs(network, ["w8 w9"], names, torch.float32))
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
