@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from tests.parity.tiny import make_model, make_network, make_tokenizer
 
+from tunesmith.config import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, Resources, find_baseline
+from tunesmith.evaluation.demonstrations import Shown, fit_shown, show_before, write_question
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
+from tunesmith.evaluation.systems import run_baseline
+from tunesmith.evaluation.tasks import label_logprobs
 from tunesmith.records import Conversation, Example, Examples, LabelledText, Message, Origin, Split, Task
 
 HERE = Origin("made-here", 1)
@@ -25,7 +32,7 @@ def never(*_: object) -> np.ndarray:
     raise AssertionError("this baseline must not ask for the model")
 
 
-NO_MODEL = Resources(never, never, never)
+NO_MODEL = Resources(never, never, never, never)
 
 
 def make_split(task: Task, rows: Sequence[Example], class_names: tuple[str, ...] = ()) -> Split:
@@ -67,6 +74,12 @@ def make_answers() -> Split:
     ]
     talks = [Conversation((Message("user", ask), Message("assistant", say)), HERE) for ask, say in pairs]
     return make_split("generation", talks)
+
+
+def make_decoder(folder: Path) -> Path:
+    make_model("llama", "generation").save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def value(predictions: Predictions, metric: str) -> float:
@@ -126,7 +139,7 @@ def test_the_strength_is_chosen_on_validation() -> None:
     rows = [LabelledText(f"row {index}", float(rng.normal()), HERE) for index in range(100)]
     parts = make_split("regression", rows)
     features = {row.text: rng.normal(size=40) for row in rows}
-    resources = Resources(lambda texts: np.array([features[text] for text in texts]), never, never)
+    resources = Resources(lambda texts: np.array([features[text] for text in texts]), never, never, never)
     found = find_baseline("linear-probe").predict(parts, resources)
     # Least squares fits the noise and says numbers far from the mean; a chosen ridge does so less.
     train = np.array([features[row.text] for row in parts.train.rows])
@@ -146,7 +159,7 @@ def test_linear_probe_reads_the_given_embeddings(make) -> None:  # type: ignore[
         good = [sum(word in GOOD for word in text.split()) for text in texts]
         return np.stack([good, np.ones(len(texts))], 1).astype(float)
 
-    found = find_baseline("linear-probe").predict(parts, Resources(embed, never, never))
+    found = find_baseline("linear-probe").predict(parts, Resources(embed, never, never, never))
     if parts.test.task == "classification":
         assert value(found, "accuracy") == 1.0
     else:
@@ -162,14 +175,14 @@ def test_zero_shot_says_the_likeliest_class_name() -> None:
         assert texts == [row.text for row in parts.test.rows]  # type: ignore[union-attr]
         return np.where(np.arange(2) == wanted[:, None], -0.1, -2.0)
 
-    found = find_baseline("zero-shot").predict(parts, Resources(never, label_logprobs, never))
+    found = find_baseline("zero-shot").predict(parts, Resources(never, label_logprobs, never, never))
     assert np.array_equal(found.outputs, wanted)
     assert np.array_equal(found.targets, ids(parts))
 
 
 def test_zero_shot_generation_is_the_model_as_it_is() -> None:
     as_is = Predictions("generation", ["a"], ["b"])
-    resources = Resources(never, never, lambda: as_is)
+    resources = Resources(never, never, lambda: as_is, never)
     assert find_baseline("zero-shot").predict(make_answers(), resources) is as_is
 
 
@@ -178,6 +191,94 @@ def test_nearest_gives_the_answer_to_the_most_similar_question() -> None:
     assert found.outputs == ["Use the link on the sign-in page."]
     assert found.targets == ["Click on reset."]
     assert next(iter(score(found, resamples=2).metrics)) == "rouge_l"
+
+
+def asked_with(name: str, parts: Split, seed: int = 0) -> Shown:
+    """The demonstrations that a baseline shows."""
+    seen: list[Shown] = []
+
+    def shown(pairs: Shown) -> Predictions:
+        seen.append(pairs)
+        return Predictions("generation", ["a"], ["b"])
+
+    find_baseline(name).predict(parts, Resources(never, never, never, shown, seed))
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ["few-shot", "few-shot-nearest"])
+def test_demonstrations_are_four_different_training_rows_with_their_answers(name: str) -> None:
+    parts = make_reviews()
+    train = {(row.text, row.target) for row in parts.train.rows}  # type: ignore[union-attr]
+    for pairs in asked_with(name, parts):
+        assert len(pairs) == 4
+        assert set(pairs) <= train
+
+
+def test_few_shot_shows_every_question_the_same_and_another_seed_others() -> None:
+    parts = make_reviews()
+    first = asked_with("few-shot", parts)
+    assert len(first) == len(parts.test.rows)
+    assert all(pairs == first[0] for pairs in first)
+    assert asked_with("few-shot", parts) == first != asked_with("few-shot", parts, seed=1)
+
+
+def test_the_most_similar_demonstration_stands_nearest_to_the_question() -> None:
+    (pairs,) = asked_with("few-shot-nearest", make_answers())
+    assert len(pairs) == 3
+    assert pairs[-1] == ("How do I reset my password?", "Use the link on the sign-in page.")
+
+
+def test_demonstrations_that_do_not_fit_are_left_out_from_the_first_and_it_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = [[("a", "1"), ("b", "2"), ("c", "3")], [("a", "1")], []]
+    assert fit_shown(shown, lambda index, pairs: len(pairs) <= 1) == [[("c", "3")], [("a", "1")], []]
+    assert "1 of 3 questions have fewer demonstrations" in capsys.readouterr().err
+
+
+def test_a_question_alone_is_written_as_it_was_without_demonstrations() -> None:
+    assert write_question("q", (), "Text", "Label") == "Text: q\nLabel:"
+    assert write_question("q", [("a", "b")], "Text", "Label") == "Text: a\nLabel: b\n\nText: q\nLabel:"
+
+
+@pytest.mark.parametrize("name", ["few-shot", "few-shot-nearest"])
+@pytest.mark.parametrize("make", [make_reviews, make_answers])
+def test_a_decoder_answers_behind_demonstrations(name: str, make: Callable[[], Split], tmp_path: Path) -> None:
+    """Its losses are those of the reference answers alone: as many tokens as without demonstrations."""
+    parts = make()
+    given = {
+        "model": str(make_decoder(tmp_path / "model")),
+        "data": "made-here",
+        "max_generated": 1,
+        "max_new_tokens": 4,
+    }
+    settings = CompareConfig.read(given=given)
+    system, predictions = run_baseline(name, tmp_path, settings, parts)
+    _, plain = run_baseline("zero-shot", tmp_path, settings, parts)
+    assert system.family == BASELINES[name].family
+    assert len(predictions) == len(parts.test.rows)
+    if parts.test.task == "generation":
+        assert predictions.targets == plain.targets
+        assert np.array_equal(predictions.num_tokens, plain.num_tokens)  # type: ignore[arg-type]
+        assert not np.allclose(predictions.losses, plain.losses)  # type: ignore[arg-type]
+    else:
+        assert np.array_equal(predictions.targets, ids(parts))
+
+
+def test_the_last_question_stands_behind_its_demonstrations() -> None:
+    row = Conversation(tuple(Message(role, role) for role in ("system", "user", "assistant")), HERE)
+    shown = show_before(row, [("a", "b")])
+    assert shown.messages[1].content == "Question: a\nAnswer: b\n\nQuestion: user\nAnswer:"
+    assert (shown.messages[0], shown.messages[2]) == (row.messages[0], row.messages[2])
+    assert show_before(row, ()) == row
+
+
+def test_class_names_are_scored_behind_demonstrations_as_if_they_stood_in_the_text(tmp_path: Path) -> None:
+    network, names = make_network("llama", "generation", tmp_path), ("w5", "w6 w7")
+    found = label_logprobs(network, ["w8 w9"], names, torch.float32, [[("w10", "w5")]])
+    by_hand = label_logprobs(network, ["w10\nLabel: w5\n\nText: w8 w9"], names, torch.float32)
+    assert np.array_equal(found, by_hand)
+    assert not np.allclose(found, label_logprobs(network, ["w8 w9"], names, torch.float32))
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

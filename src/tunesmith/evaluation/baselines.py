@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tunesmith.errors import InputError, nearest
+from tunesmith.evaluation.demonstrations import Shown, draw, nearest_rows
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.records import Conversation, Examples, LabelledText, Ranking, Split, TaggedWords, Task
 
@@ -42,11 +43,15 @@ class Resources:
     embed           texts, or pairs of texts -> (texts, D) frozen embeddings
     label_logprobs  texts -> (texts, classes) mean log-probability of each class name as an answer
     as_is           the model's own predictions on the test part
+    shown           demonstrations before each test row -> the model's predictions with them
+    seed            of what is drawn at random
     """
 
     embed: Callable[[list[Any]], NDArray[np.floating[Any]]]
     label_logprobs: Callable[[list[str]], NDArray[np.floating[Any]]]
     as_is: Callable[[], Predictions]
+    shown: Callable[[Shown], Predictions]
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,17 @@ def predict_zero_shot(parts: Split, resources: Resources) -> Predictions:
     return Predictions("classification", _targets(parts.test), chosen)
 
 
+def predict_few_shot(parts: Split, resources: Resources) -> Predictions:
+    """The untuned decoder behind four random training rows with their answers (Brown et al. 2020, arXiv 2005.14165)."""
+    return resources.shown(draw(parts.train, len(parts.test.rows), resources.seed))
+
+
+def predict_few_shot_nearest(parts: Split, resources: Resources) -> Predictions:
+    """The same behind the four training rows most like the question: retrieval-augmented answers
+    (Liu et al. 2021, arXiv 2101.06804)."""
+    return resources.shown(nearest_rows(parts.train, parts.test))
+
+
 def predict_nearest(parts: Split, _: Resources) -> Predictions:
     """The answer to the most similar training question, by TF-IDF of word parts."""
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
@@ -150,6 +166,14 @@ BASELINES: dict[str, Baseline] = {
         Baseline("nearest", "retrieval", ("generation",), predict_nearest),
         Baseline("longer-wins", "guess", ("ranking",), predict_longer),
         Baseline("zero-shot", "prompting", ("classification", "generation"), predict_zero_shot, decoder_only=True),
+        Baseline("few-shot", "prompting", ("classification", "generation"), predict_few_shot, decoder_only=True),
+        Baseline(
+            "few-shot-nearest",
+            "retrieval",
+            ("classification", "generation"),
+            predict_few_shot_nearest,
+            decoder_only=True,
+        ),
     )
 }
 

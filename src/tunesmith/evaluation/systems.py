@@ -14,10 +14,11 @@ from tunesmith.data.sides import use_prefix
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
 from tunesmith.evaluation.baselines import Resources, find_baseline
+from tunesmith.evaluation.demonstrations import Shown
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.readings import READINGS
-from tunesmith.evaluation.tasks import label_logprobs, predict_rows
+from tunesmith.evaluation.tasks import label_logprobs, predict_rows, predict_shown, texts_of
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, count_parameters, load_network, settle_precision
 from tunesmith.records import Conversation, Examples, LabelledText, Origin, Split, System, TaggedWords, Task
@@ -62,7 +63,9 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
     device, _ = _where(config)
     seed_everything(config.seed)
     model = _Model(config, parts)
-    predictions = baseline.predict(parts, Resources(model.embed, model.label_logprobs, model.as_is))
+    predictions = baseline.predict(
+        parts, Resources(model.embed, model.label_logprobs, model.as_is, model.shown, config.seed)
+    )
     system = System(
         name=name,
         kind="baseline",
@@ -110,6 +113,15 @@ class _Model:
     def as_is(self) -> Predictions:
         limits = self._config.max_generated, self._config.max_new_tokens
         return predict_rows(self._load("generation"), self._parts.test, self._dtype, *limits)
+
+    def shown(self, shown: Shown) -> Predictions:
+        network, test = self._load("generation"), self._parts.test
+        if test.task == "generation":
+            limits = self._config.max_generated, self._config.max_new_tokens
+            return predict_shown(network, test, self._dtype, *limits, shown)
+        said = label_logprobs(network, texts_of(test), test.class_names, self._dtype, shown).argmax(1)
+        targets = [test.class_names.index(str(row.target)) for row in test.rows if isinstance(row, LabelledText)]
+        return Predictions("classification", targets, said)
 
     def _load(self, task: Task) -> Network:
         if self._loaded is not None and self._loaded.task == task:

@@ -13,6 +13,7 @@ from tunesmith.data import sources
 from tunesmith.data.ids import prompt_ids
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
+from tunesmith.evaluation.demonstrations import Shown, fit_shown, show_before, write_question
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.readings import READINGS, Given, by_row
@@ -34,6 +35,8 @@ from tunesmith.runtime import choose_device, choose_precision
 from tunesmith.train.validate import validate
 
 DEFAULT_MAX_NEW_TOKENS = 128
+# Tokens that a template may put around an answer.
+MARKS = 8
 
 
 def predict_rows(
@@ -65,19 +68,47 @@ def predict_rows(
 
 
 def label_logprobs(
-    network: Network, texts: Sequence[str], class_names: Sequence[str], dtype: torch.dtype
+    network: Network, texts: Sequence[str], class_names: Sequence[str], dtype: torch.dtype, shown: Shown = ()
 ) -> np.ndarray:
     """(texts, classes): mean log-probability per token of each class name as the answer to a question
-    that lists them. The network must be a decoder loaded for generation."""
-    question = f"Which of these labels fits the text best: {', '.join(class_names)}?\nText: {{}}\nLabel:"
+    that lists them, behind the demonstrations `shown` before each text. The network must be a decoder loaded
+    for generation."""
+    question = f"Which of these labels fits the text best: {', '.join(class_names)}?\n"
+
+    def ask(index: int, pairs: Sequence[tuple[str, str]]) -> Message:
+        return Message("user", question + write_question(texts[index], pairs, "Text", "Label"))
+
+    kept = fit_shown(shown or [()] * len(texts), lambda index, pairs: _fits(network, [ask(index, pairs)], class_names))
     rows = tuple(
-        Conversation((Message("user", question.format(text)), Message("assistant", name)), Origin("<text>", i + 1))
-        for i, text in enumerate(texts)
+        Conversation((ask(index, pairs), Message("assistant", name)), Origin("<text>", index + 1))
+        for index, pairs in enumerate(kept)
         for name in class_names
     )
     asked = Examples("generation", rows, (), "", "")
     outputs = validate(network, tokenize(asked, network.tokenizer, network.max_positions), dtype)
     return -(outputs.losses / outputs.num_judged).reshape(len(texts), len(class_names))
+
+
+def predict_shown(
+    network: Network, examples: Examples, dtype: torch.dtype, max_generated: int, max_new_tokens: int, shown: Shown
+) -> Predictions:
+    """As `predict_rows` for generation, with the demonstrations `shown` in the question of each row."""
+    rows = [row for row in examples.rows if isinstance(row, Conversation)]
+
+    def fits(index: int, pairs: Sequence[tuple[str, str]]) -> bool:
+        asked = show_before(rows[index], pairs).messages
+        return _fits(network, asked[:-1], [asked[-1].content], max_new_tokens)
+
+    kept = fit_shown(shown, fits)
+    asked = tuple(show_before(row, pairs) for row, pairs in zip(rows, kept, strict=True))
+    return predict_rows(network, Examples("generation", asked, (), "", ""), dtype, max_generated, max_new_tokens)
+
+
+def _fits(network: Network, asked: Sequence[Message], answers: Sequence[str], max_new_tokens: int = 0) -> bool:
+    """Whether the model can read a prompt with the longest of its answers and the marks at their end."""
+    longest = max(len(network.tokenizer(answer)["input_ids"]) for answer in answers) + MARKS
+    num_prompt = len(prompt_ids(asked, network.tokenizer))
+    return num_prompt + max(longest, max_new_tokens) <= network.max_positions
 
 
 def open_network(name: str, task: str | None = None, class_names: Sequence[str] = ()) -> Network:
