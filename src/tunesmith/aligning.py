@@ -62,6 +62,8 @@ def align(config: AlignConfig, parts: Split | None = None, quiet: bool = False) 
     """
     if parts is None:
         parts = split_examples(load_examples(config, config.data, config.task), config, quiet=False)
+    if config.kl_to_base or config.ewc or config.replay:
+        raise InputError("kl_to_base, ewc and replay are for `tune`; align holds on to its reference by --beta")
     if config.is_online:
         return tune(config, parts, quiet, how=_prepare)
     return tune(config, _with_preferences(parts, config), quiet)

@@ -227,6 +227,19 @@ class TrainingConfig(DataConfig):
     l2_sp: float = Field(
         0.0, ge=0, description="Decay of pretrained weights towards how they began, so that less is forgotten (L2-SP)."
     )
+    ewc: float = Field(
+        0.0, ge=0, description="The same by how much a weight matters for what is kept; on average as l2_sp (EWC)."
+    )
+    kl_to_base: float = Field(
+        0.0, ge=0, description="Weight of KL(base || tuned) on what is to be kept, in nats a token, added to the loss."
+    )
+    replay: float = Field(
+        0.0, ge=0, le=10, description="Rows of keep_data among the training rows, as a share of the number of these."
+    )
+    keep_data: str | None = Field(
+        None,
+        description="Rows of the run's task to be kept; without, ewc and kl_to_base take the model's own words.",
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     eval_steps: int | None = Field(None, gt=0, description="Evaluate every so many steps; else each epoch.")
     early_stopping_patience: int | None = Field(

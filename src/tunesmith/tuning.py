@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
-from tunesmith.data.parts import load_split
+from tunesmith.data.parts import load_split, with_replay
 from tunesmith.data.sides import use_prefix
 from tunesmith.data.signal import Proof, prove, refuse_broken
 from tunesmith.data.split import inputs_of, places_of
@@ -31,6 +31,7 @@ from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
 from tunesmith.forecasting import Target, foresee
 from tunesmith.methods.apply import default_learning_rate, find_rates, put_under
+from tunesmith.methods.keeping import remember
 from tunesmith.methods.method import Method
 from tunesmith.methods.table import choose_methods, find_method
 from tunesmith.models.heads import start_at_frequencies
@@ -128,7 +129,7 @@ def tune(
     (method,) = choose_methods((config.method,), config.method_options)
     with listening():
         place = choose_place(config, method.name)
-        parts = load_split(config) if parts is None else parts
+        parts = with_replay(config, load_split(config) if parts is None else parts)
         if place.content == "finished run" and place.goes_on:
             finished = Run.open(place.folder)
             if finished.manifest["data"]["fingerprints"] == _fingerprints(parts):
@@ -160,7 +161,8 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
 def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, states: Path | None) -> Outcome:
     folder = place.folder
     started = time.monotonic()
-    rows = [*prepared.train, *prepared.validation]
+    kept = prepared.plan.kept.rows if config.keep_data is not None else ()  # own words follow from the rest
+    rows = [*prepared.train, *prepared.validation, *kept]
     inputs = describe_inputs(
         config, prepared.network, prepared.split, rows, prepared.plan.learning_rate, prepared.plan.dtype
     )
@@ -219,7 +221,8 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
         method.inform(network, config, train, dtype)
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     rates = find_rates(network, method, config)
-    plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates)
+    kept = remember(network, method, config, dtype)
+    plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates, kept=kept)
     if isinstance(plan.terms, Preference):
         train, validation = (with_reference(network, rows, plan.terms, dtype) for rows in (train, validation))
     return Prepared(network, method, parts, train, validation, plan, signal, forecast)
@@ -367,7 +370,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
         "quantization": config.quantization,
         "plan": _plan_as_mapping(prepared.forecast),
         "machine": describe_machine(prepared.plan.device, prepared.plan.dtype),
-        "outcome": _outcome_as_mapping(outcome),
+        "outcome": outcome.to_mapping(),
         **more,
         "versions": versions(),
         "files": describe_files(folder),
@@ -378,18 +381,3 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
 
 def _plan_as_mapping(forecast: Forecast | None) -> dict[str, float] | None:
     return None if forecast is None else {"peak_memory": forecast.peak, "seconds": round(forecast.seconds, 2)}
-
-
-def _outcome_as_mapping(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "steps": outcome.steps,
-        "epochs": round(outcome.epochs, 3),
-        "seconds": round(outcome.seconds, 2),
-        "train_seconds": round(outcome.train_seconds, 2),
-        "tokens": outcome.num_tokens,
-        "tokens_per_second": round(outcome.tokens_per_second, 1),
-        "best_step": outcome.best_step,
-        "stopped_early": outcome.stopped_early,
-        "skipped_steps": outcome.skipped_steps,
-        "curve": outcome.curve,
-    }

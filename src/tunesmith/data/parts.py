@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tunesmith.config import DataConfig, SourceConfig
+from tunesmith.config import DataConfig, SourceConfig, TrainingConfig
 from tunesmith.data import sources
 from tunesmith.data.quality.report import check
 from tunesmith.data.split import split, split_given, take, weigh
@@ -35,6 +39,42 @@ def load_examples(config: SourceConfig, data: str, task: Task | None) -> Example
     """
     rejects = Path(f"{Path(data).stem}.rejects.jsonl") if config.bad_rows == "skip" else None
     return sources.load(data, task, config.columns, config.encoding, rejects)
+
+
+def load_keep_data(config: TrainingConfig, task: Task, class_names: Sequence[str]) -> Examples:
+    """The rows whose content is to be kept, as a run for `task` with these classes reads them.
+
+    Raises:
+        InputError: rows of another task, or of classes that the run does not have.
+    """
+    assert config.keep_data is not None
+    found = sources.load(config.keep_data, task)
+    unknown = sorted(set(found.class_names) - set(class_names))
+    if unknown:
+        known = ", ".join(class_names)
+        raise InputError(f"keep_data '{config.keep_data}' has the class '{unknown[0]}', the training rows have {known}")
+    return replace(found, class_names=tuple(class_names))
+
+
+def with_replay(config: TrainingConfig, parts: Split) -> Split:
+    """Training rows with rows of `keep_data` among them, drawn by the seed: each as often as the others, to within one.
+
+    Raises:
+        InputError: there is nothing to be replayed.
+    """
+    if not config.replay:
+        return parts
+    if config.keep_data is None:
+        raise InputError("replay has nothing to draw from. Give a file of rows that are to be kept with --keep-data")
+    train = parts.train
+    kept = load_keep_data(config, train.task, train.class_names)
+    num = max(1, round(config.replay * len(train.rows)))
+    order = random.Random(f"{config.seed}/replay").sample(range(len(kept.rows)), len(kept.rows))
+    drawn = [kept.rows[order[index % len(order)]] for index in range(num)]
+    fingerprint = hashlib.sha256(f"{train.fingerprint} {kept.fingerprint} {num} {config.seed}".encode()).hexdigest()
+    mixed = replace(train, rows=[*train.rows, *drawn], fingerprint=fingerprint, groups=(), times=())
+    note = f"{parts.note}; {num:,} rows of {config.keep_data} among the training rows"
+    return replace(parts, train=mixed, note=note)
 
 
 def split_examples(examples: Examples, config: DataConfig, quiet: bool = True) -> Split:

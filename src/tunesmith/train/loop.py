@@ -71,8 +71,11 @@ def optimizer_for(network: Network, parameters: Named, plan: Plan) -> torch.opti
     """Made before a checkpoint is read: what L2-SP holds weights near to is how they were pretrained."""
     rate, decay, rank = plan.learning_rate, plan.weight_decay, plan.galore_rank
     optimizer = make_optimizer(parameters, rate, decay, plan.optim, plan.rates, rank)
-    if plan.l2_sp:
-        hold_near_start(optimizer, (p for name, p in parameters if not network.is_new(name)), plan.l2_sp)
+    kept = plan.kept
+    if plan.l2_sp or kept.ewc:
+        matters = {parameter: kept.fisher[name] for name, parameter in parameters if name in kept.fisher}
+        held = (p for name, p in parameters if not network.is_new(name))
+        hold_near_start(optimizer, held, plan.l2_sp, matters, kept.ewc)
     return optimizer
 
 
@@ -218,6 +221,7 @@ class _Training:
             tokens=outcome.num_tokens,
             tokens_per_second=outcome.tokens_per_second,
             memory=memory,
+            **({"kl_to_base": step.kl} if step is not None and step.kl is not None else {}),
         )
         loss = "skipped" if step is None else f"loss {step.loss:.3f}"
         return f"{loss}  {outcome.tokens_per_second:,.0f} tokens/s  {describe_bytes(memory)}"

@@ -77,6 +77,22 @@ def ranking_loss_S(rewards_A1: torch.Tensor, ranks_SK: torch.Tensor, penalty: Pe
     return (weights_SKK * losses_SKK).sum((1, 2)) / num_pairs_S.clamp(min=1e-9)
 
 
+def likeliest_divergence_N(logits_NV: torch.Tensor, ids_NK: torch.Tensor, logprobs_NK: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) in nats (N,), of p's K likeliest tokens and of all others taken together, in float32.
+
+    Taking tokens together can only make a divergence smaller (the data-processing inequality); with K = V it is all of
+    it. `ids_NK` and `logprobs_NK` are of p; q = softmax(logits), which alone gets a gradient.
+    """
+    q_NK = logits_NV.float().log_softmax(-1).gather(-1, ids_NK)
+    inside_N = (logprobs_NK.exp() * (logprobs_NK - q_NK)).sum(-1)
+    rest_p_N, rest_q_N = (1 - logs_NK.exp().sum(-1) for logs_NK in (logprobs_NK, q_NK))
+    if ids_NK.shape[1] == logits_NV.shape[1]:
+        return inside_N
+    least = torch.finfo(torch.float32).eps  # of a rest that rounding has eaten up
+    rest_p_N, rest_q_N = rest_p_N.clamp(min=least), rest_q_N.clamp(min=least)
+    return inside_N + rest_p_N * (rest_p_N.log() - rest_q_N.log())
+
+
 def squared_error_N(predictions_N1: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """(prediction - target)^2 in float32. Returns (N,)."""
     return (predictions_N1.float().squeeze(-1) - targets_N.float()).square()

@@ -79,9 +79,22 @@ def make_optimizer(
     return _KINDS[kind](described, lr=learning_rate)
 
 
-def hold_near_start(optimizer: torch.optim.Optimizer, starts: Iterable[nn.Parameter], strength: float) -> None:
+NO_WEIGHTS: Mapping[nn.Parameter, torch.Tensor] = {}
+
+
+def hold_near_start(
+    optimizer: torch.optim.Optimizer,
+    starts: Iterable[nn.Parameter],
+    strength: float,
+    matters: Mapping[nn.Parameter, torch.Tensor] = NO_WEIGHTS,
+    strength_of_matter: float = 0.0,
+) -> None:
     """L2-SP (Li et al. 2018, arXiv 1802.01483), decoupled as AdamW's decay is: after each update w - w0 shrinks by the
-    share learning rate x strength. Weights of `starts` as they are now are w0; a copy of them is kept."""
+    share learning rate x strength. Weights of `starts` as they are now are w0; a copy of them is kept.
+
+    With `matters`, a tensor of each parameter's shape, also by learning rate x strength_of_matter x matters: EWC
+    (Kirkpatrick et al. 2017, arXiv 1612.00796, equation 3), whose pull is that of a weight's Fisher information.
+    """
     beginnings = {parameter: parameter.detach().clone() for parameter in starts}
 
     @torch.no_grad()
@@ -89,6 +102,11 @@ def hold_near_start(optimizer: torch.optim.Optimizer, starts: Iterable[nn.Parame
         for group in optimizer.param_groups:
             held = [parameter for parameter in group["params"] if parameter in beginnings]
             for parameter in held:
-                parameter.lerp_(beginnings[parameter], min(1.0, group["lr"] * strength))
+                share: Any = group["lr"] * strength
+                if parameter in matters:
+                    share = (share + group["lr"] * strength_of_matter * matters[parameter]).clamp(max=1.0)
+                    parameter.lerp_(beginnings[parameter], share.to(parameter.dtype))
+                else:
+                    parameter.lerp_(beginnings[parameter], min(1.0, share))
 
     optimizer.register_step_post_hook(pull_back)

@@ -38,6 +38,21 @@ class Outcome:
     def tokens_per_second(self) -> float:
         return self.num_tokens / self.train_seconds if self.train_seconds else 0.0
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As a run's manifest has it."""
+        return {
+            "steps": self.steps,
+            "epochs": round(self.epochs, 3),
+            "seconds": round(self.seconds, 2),
+            "train_seconds": round(self.train_seconds, 2),
+            "tokens": self.num_tokens,
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "best_step": self.best_step,
+            "stopped_early": self.stopped_early,
+            "skipped_steps": self.skipped_steps,
+            "curve": self.curve,
+        }
+
 
 @dataclass
 class Progress:

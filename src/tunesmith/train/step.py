@@ -16,6 +16,7 @@ from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch
 from tunesmith.runtime import autocast
 from tunesmith.train.checkpoint import Named
+from tunesmith.train.kept import NOTHING_KEPT, Kept, divergence
 from tunesmith.train.losses import PLAIN, Penalty
 from tunesmith.train.objective import judged_losses
 from tunesmith.train.optim import Optim, Rate, Schedule
@@ -38,6 +39,7 @@ class Plan:
     galore_rank: int = 128
     weight_decay: float = 0.0
     l2_sp: float = 0.0
+    kept: Kept = NOTHING_KEPT
     terms: Penalty | Preference = PLAIN
     max_grad_norm: float = 1.0
     warmup_ratio: float = 0.06
@@ -55,10 +57,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Mean loss over all judged places of the window, and the gradient norm before clipping."""
+    """Mean loss over all judged places of the window, the gradient norm before clipping, and KL(base || tuned) in nats
+    a token where a plan holds on to it."""
 
     loss: float
     grad_norm: float
+    kl: float | None = None
 
 
 class NonFiniteError(InputError):
@@ -101,8 +105,9 @@ def accumulate(network: Network, window: Sequence[PackedBatch], parameters: Name
     total = torch.zeros((), device=plan.device)
     for batch in window:
         total += backward(network, batch.to(plan.device), num_judged, plan)
+    kl = _hold_on(network, plan, step) if plan.kept.kl else None
     norm = nn.utils.clip_grad_norm_([parameter for _, parameter in parameters], plan.max_grad_norm)
-    taken = Step(total.item(), norm.item())
+    taken = Step(total.item(), norm.item(), kl)
     if not math.isfinite(taken.loss) or not math.isfinite(taken.grad_norm):
         raise NonFiniteError(step + 1, taken, sorted(row for batch in window for row in batch.rows))
     return taken
@@ -115,3 +120,11 @@ def backward(network: Network, batch: PackedBatch, num_judged: int, plan: Plan) 
     loss = losses_N.sum() / num_judged
     loss.backward()
     return loss.detach()
+
+
+def _hold_on(network: Network, plan: Plan, step: int) -> float:
+    """Adds the gradient of the weighted KL(base || tuned) of this step's kept rows; returns the KL."""
+    with autocast(plan.device, plan.dtype):
+        kl_N = divergence(network, plan.kept, step)
+    (plan.kept.kl * kl_N.mean()).backward()
+    return float(kl_N.detach().mean())
