@@ -172,7 +172,8 @@ def test_trial_raises_a_known_reward(algorithm: str, method: str, base: Path, tm
     for line in lines:
         assert line["first_ratio_gap"] < 1e-5
         assert line["first_approxkl"] < 1e-6
-        assert line["sampler_gap"] < 1e-4
+        assert line["sampler_gap"] < 1e-3
+    assert lines[0]["sampler_gap"] < 1e-5, "the same numbers by another way; their rounding grows with the logits"
     assert max(line["policy/approxkl_avg"] for line in lines) > 1e-5, "later passes do move"
     names = {"objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward"}
     names |= {"objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg"}

@@ -49,7 +49,7 @@ def test_the_notebook_runs_from_top_to_bottom(place: Path) -> None:
 
 
 @pytest.mark.fetch
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_script_runs(place: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "python_api.py"), str(place / "results")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,27 +21,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(place: Path) -> dict[str, dict[str, str]]:
-    found = {}
-    for method in (*CASES, "ppo"):
+def uninterrupted(place: Path) -> Callable[[str], dict[str, str]]:
+    """What a method's run is when nothing happens to it."""
+
+    @cache
+    def digest_of(method: str) -> dict[str, str]:
         attempt = Attempt(command(method, place, place / method), place / f"{method}.txt")
         assert attempt.finish() == 0, (place / f"{method}.txt").read_text()[-2000:]
-        found[method] = digest(place / method)
-    return found
+        return digest(place / method)
+
+    return digest_of
 
 
-NUM_KILLS = [pytest.param(10, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.soak)]
+KILLS = [pytest.param(method, 10, marks=pytest.mark.slow) for method in ("full", "last-layers", "lora")]
+KILLS += [pytest.param(method, 100, marks=pytest.mark.soak) for method in CASES]
 
 
-@pytest.mark.parametrize("num_kills", NUM_KILLS)
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize(("method", "num_kills"), KILLS)
 def test_a_killed_run_ends_as_the_uninterrupted_one(
-    method: str, num_kills: int, place: Path, uninterrupted: dict[str, dict[str, str]]
+    method: str, num_kills: int, place: Path, uninterrupted: Callable[[str], dict[str, str]]
 ) -> None:
     done = survive(method, place, num_kills, seed=num_kills)
     print(f"{method}: {num_kills} kills, {done.in_save} of them inside a save, {len(done.runs)} runs")
     for run, found in zip(done.runs, done.digests, strict=True):
-        assert found == uninterrupted[method], run
+        assert found == uninterrupted(method), run
         steps = steps_logged(run)
         assert steps == list(range(1, len(steps) + 1))
     assert done.in_save >= 0.3 * num_kills, done
@@ -47,10 +52,10 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_learning_by_trial_ends_as_if_never_killed(place: Path, uninterrupted: dict[str, dict[str, str]]) -> None:
+def test_learning_by_trial_ends_as_if_never_killed(place: Path, uninterrupted: Callable[[str], dict[str, str]]) -> None:
     done = survive("ppo", place, num_kills=6, seed=6)
     for run, found in zip(done.runs, done.digests, strict=True):
-        assert found == uninterrupted["ppo"], run
+        assert found == uninterrupted("ppo"), run
         steps = steps_logged(run)
         assert steps == list(range(1, len(steps) + 1))
     assert done.in_save >= 1, done
@@ -68,14 +73,14 @@ def interrupted(place: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["", *SABOTAGES])
 def test_each_part_of_the_state_is_needed(
-    part: str, interrupted: Path, place: Path, uninterrupted: dict[str, dict[str, str]]
+    part: str, interrupted: Path, place: Path, uninterrupted: Callable[[str], dict[str, str]]
 ) -> None:
     """A part that is not restored must show, else the comparison above proves nothing."""
     copy = place / f"without-{part}"
     shutil.copytree(interrupted, copy)
     attempt = Attempt(command("full", place, copy), place / "sabotage.txt", sabotage=part)
     assert attempt.finish() == 0, (place / "sabotage.txt").read_text()[-2000:]
-    assert (digest(copy) == uninterrupted["full"]) == (part == "")
+    assert (digest(copy) == uninterrupted("full")) == (part == "")
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +93,10 @@ def interrupted_trial(place: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["", "weights", "optimizer", "position", "schedule", "best", "beta"])
 def test_each_part_of_a_trial_is_needed(
-    part: str, interrupted_trial: Path, place: Path, uninterrupted: dict[str, dict[str, str]]
+    part: str, interrupted_trial: Path, place: Path, uninterrupted: Callable[[str], dict[str, str]]
 ) -> None:
     copy = place / f"trial-without-{part}"
     shutil.copytree(interrupted_trial, copy)
     attempt = Attempt(command("ppo", place, copy), place / "trial-sabotage.txt", sabotage=part)
     assert attempt.finish() == 0, (place / "trial-sabotage.txt").read_text()[-2000:]
-    assert (digest(copy) == uninterrupted["ppo"]) == (part == "")
+    assert (digest(copy) == uninterrupted("ppo")) == (part == "")
