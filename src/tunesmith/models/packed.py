@@ -22,7 +22,7 @@ def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(N, V) next-token logits at `batch.predict_from` for generation, (N, C) of the places themselves for token
     classification, else (S, C) for the rows."""
     if batch.source is not None:
-        return _two_sided_logits(network.model, packed_hidden(network, batch)[batch.predict_from])
+        return two_sided_logits(network.model, packed_hidden(network, batch)[batch.predict_from])
     if network.task not in TASK_HEADS:
         with _above_prefix(network, batch):
             logits: torch.Tensor = network.model(
@@ -73,7 +73,7 @@ def _run_stack(
     return states
 
 
-def _two_sided_logits(model: Any, states_ND: torch.Tensor) -> torch.Tensor:
+def two_sided_logits(model: Any, states_ND: torch.Tensor) -> torch.Tensor:
     """(N, V) where the output layer is no plain product: something was put around it."""
     family, head = family_of(model), model.get_output_embeddings()
     logits_NV: torch.Tensor = head(family.enter(model, states_ND))
