@@ -248,10 +248,9 @@ def reward_lines(report: Mapping[str, Any]) -> list[str]:
         gap = f"{row['above'] or '-inf'} to {row['to'] or 'inf'}"
         lines.append(f"        better answer longer by {gap} characters: {row['accuracy']:.3f} of {row['pairs']:,}")
     shares = ", ".join(f"{row['n']}: {row['beats']:.2f} ({row['best']:.2f})" for row in found.get("best_of_n", ()))
-    return [
-        *lines,
-        *([f"best    of n answers its choice beats (people's would) of the rest {shares}"] if shares else []),
-    ]
+    if shares:
+        lines.append(f"best    of n answers its choice beats (people's would) of the rest {shares}")
+    return lines
 
 
 def doctor_lines(found: Sequence[Health]) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from tunesmith.methods.keeping import remember
 from tunesmith.methods.table import METHODS
 from tunesmith.models.load import load_network
 from tunesmith.train import step
-from tunesmith.train.kept import Kept, ask, count_judged, divergence_of
+from tunesmith.train.kept import ROWS_A_STEP, Kept, ask, count_judged, divergence, divergence_of
 from tunesmith.train.losses import likeliest_divergence_N
 from tunesmith.train.optim import hold_near_start
 from tunesmith.tuning import tune
@@ -231,10 +231,8 @@ def test_a_classifier_has_no_words_to_keep(tmp_path: Path) -> None:
 
 
 def test_each_step_has_its_turn(tmp_path: Path) -> None:
-    from tunesmith.train import kept as module
-
     network, rows = make_network("llama", "generation", tmp_path), test_packed.make_rows("generation")
     kept = Kept(rows, 1.0, ask(network, rows, torch.float32))
-    counts = [len(module.divergence(network, kept, number)) for number in range(len(rows))]
-    assert sum(counts) == module.ROWS_A_STEP * sum(count_judged(row) for row in rows)
+    counts = [len(divergence(network, kept, number)) for number in range(len(rows))]
+    assert sum(counts) == ROWS_A_STEP * sum(count_judged(row) for row in rows)
     assert replace(kept, kl=0.0).kl == 0.0

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tunesmith.errors import InputError, nearest
-from tunesmith.evaluation.demonstrations import Shown, draw, nearest_rows
+from tunesmith.evaluation.demonstrations import Shown, draw, likeness, nearest_rows
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.records import Conversation, Examples, LabelledText, Ranking, Split, TaggedWords, Task
 
@@ -83,8 +83,8 @@ def predict_majority(parts: Split, _: Resources) -> Predictions:
         return _tag(parts, lambda word: usual)
     if parts.test.task == "multi-label":
         chosen = np.zeros(len(parts.test.class_names), dtype=bool)
-        chosen[_targets(parts.train).sum(0).argmax()] = True
-        return Predictions("multi-label", _targets(parts.test), np.tile(chosen, (len(parts.test.rows), 1)))
+        chosen[targets_of(parts.train).sum(0).argmax()] = True
+        return Predictions("multi-label", targets_of(parts.test), np.tile(chosen, (len(parts.test.rows), 1)))
     if parts.test.task == "regression":
         return _fit_predict(parts, _no_features, [DummyRegressor(strategy="median")])
     return _fit_predict(parts, _no_features, [DummyClassifier(strategy="most_frequent")])
@@ -124,7 +124,7 @@ def predict_zero_shot(parts: Split, resources: Resources) -> Predictions:
     if parts.test.task == "generation":
         return resources.as_is()
     chosen = resources.label_logprobs(_texts(parts.test)).argmax(1)
-    return Predictions("classification", _targets(parts.test), chosen)
+    return Predictions("classification", targets_of(parts.test), chosen)
 
 
 def predict_few_shot(parts: Split, resources: Resources) -> Predictions:
@@ -140,9 +140,7 @@ def predict_few_shot_nearest(parts: Split, resources: Resources) -> Predictions:
 
 def predict_nearest(parts: Split, _: Resources) -> Predictions:
     """The answer to the most similar training question, by TF-IDF of word parts."""
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
-    known = vectorizer.fit_transform(_questions(parts.train))
-    closest = np.asarray((vectorizer.transform(_questions(parts.test)) @ known.T).argmax(1)).ravel()
+    closest = np.asarray(likeness(_questions(parts.test), _questions(parts.train)).argmax(1)).ravel()
     answers = _answers(parts.train)
     return Predictions("generation", _answers(parts.test), [answers[index] for index in closest])
 
@@ -198,11 +196,11 @@ def _fit_predict(parts: Split, features: Features, models: list[Any]) -> Predict
     with warnings.catch_warnings():
         # A class that no training row has, or every one, is answered so; whoever reads the table sees it in its F1.
         warnings.filterwarnings("ignore", "Label .* is present in all training examples", UserWarning)
-        fitted = [clone(model).fit(train, _targets(parts.train)) for model in models]
+        fitted = [clone(model).fit(train, targets_of(parts.train)) for model in models]
     best = max(fitted, key=lambda model: _quality(model, validation, parts.validation))
     task = parts.test.task
     chances = _every_class(best, test, len(parts.test.class_names)) if task == "classification" else None
-    return Predictions(task, _targets(parts.test), best.predict(test), probabilities=chances)
+    return Predictions(task, targets_of(parts.test), best.predict(test), probabilities=chances)
 
 
 def _every_class(model: Any, features: Any, count: int) -> NDArray[np.floating[Any]]:
@@ -216,8 +214,8 @@ def _every_class(model: Any, features: Any, count: int) -> NDArray[np.floating[A
 def _quality(model: Any, features: Any, examples: Examples) -> float:
     """Higher is better: `score` is accuracy for classifiers and R2 for regressors."""
     if examples.task == "multi-label":
-        return float(f1_score(_targets(examples), model.predict(features), average="micro", zero_division=0.0))
-    return float(model.score(features, _targets(examples)))
+        return float(f1_score(targets_of(examples), model.predict(features), average="micro", zero_division=0.0))
+    return float(model.score(features, targets_of(examples)))
 
 
 def _no_features(rows: list[LabelledText]) -> NDArray[np.floating[Any]]:
@@ -243,7 +241,8 @@ def _tag(parts: Split, tag_of: Callable[[str], str]) -> Predictions:
     )
 
 
-def _targets(examples: Examples) -> NDArray[Any]:
+def targets_of(examples: Examples) -> NDArray[Any]:
+    """What is right of each labelled row: a class number, whether each label holds, or a number."""
     return np.array([_target(row.target, examples.class_names) for row in _labelled(examples)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -36,10 +37,15 @@ def draw(train: Examples, num_rows: int, seed: int, count: int = NUM_SHOWN) -> l
 def nearest_rows(train: Examples, asked: Examples, count: int = NUM_SHOWN) -> list[list[Pair]]:
     """The `count` training rows most like each question by TF-IDF of word parts, the most similar one last."""
     known = solved(train)
+    alike = likeness([question for question, _ in solved(asked)], [question for question, _ in known]).toarray()
+    return [[known[index] for index in row[-count:]] for row in alike.argsort(axis=1, kind="stable")]
+
+
+def likeness(asked: Sequence[str], known: Sequence[str]) -> Any:
+    """(asked, known), sparse: cosines of texts by TF-IDF of word parts, whose weights the known texts give."""
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
-    train_terms = vectorizer.fit_transform([question for question, _ in known])
-    likeness = (vectorizer.transform([question for question, _ in solved(asked)]) @ train_terms.T).toarray()
-    return [[known[index] for index in row[-count:]] for row in likeness.argsort(axis=1, kind="stable")]
+    terms = vectorizer.fit_transform(known)
+    return vectorizer.transform(asked) @ terms.T
 
 
 def write_question(question: str, shown: Sequence[Pair], asks: str, answers: str) -> str:

@@ -13,7 +13,7 @@ from tunesmith.data.quality.findings import whole_text
 from tunesmith.data.sides import use_prefix
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
-from tunesmith.evaluation.baselines import Resources, find_baseline
+from tunesmith.evaluation.baselines import Resources, find_baseline, targets_of
 from tunesmith.evaluation.demonstrations import Shown
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
@@ -120,8 +120,7 @@ class _Model:
             limits = self._config.max_generated, self._config.max_new_tokens
             return predict_shown(network, test, self._dtype, *limits, shown)
         said = label_logprobs(network, texts_of(test), test.class_names, self._dtype, shown).argmax(1)
-        targets = [test.class_names.index(str(row.target)) for row in test.rows if isinstance(row, LabelledText)]
-        return Predictions("classification", targets, said)
+        return Predictions("classification", targets_of(test), said)
 
     def _load(self, task: Task) -> Network:
         if self._loaded is not None and self._loaded.task == task:

@@ -18,23 +18,25 @@ CAVEAT = "Early layers need not speak the language of the last one: what they se
 
 
 @torch.inference_mode()
-def lens(reading: Reading, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities and ids (L+1, T, count) of the likeliest words by layer, from the embeddings to the model's own.
+def lens(reading: Reading) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probability and id (L+1, T) of the likeliest word by layer, from the embeddings to the model's own.
 
     Raises:
         InputError: the model has no head for words.
     """
     if reading.logits is None:
         raise InputError(f"'{reading.subject.name}' has no head for words, so its layers cannot be asked for any")
-    found = [_layer_words(reading, state_TD, count) for state_TD in reading.states[:-1]]
-    last = reading.logits.softmax(-1).topk(count, -1)
-    found.append((last.values, last.indices))
+    found = [_layer_word(reading, state_TD) for state_TD in reading.states[:-1]]
+    found.append(_likeliest(reading.logits))
     return torch.stack([values for values, _ in found]), torch.stack([tokens for _, tokens in found])
 
 
-def _layer_words(reading: Reading, state_TD: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    logits_TV = words_from(reading.subject, normed(reading, state_TD)[None])[0]
-    best = logits_TV.softmax(-1).topk(count, -1)
+def _layer_word(reading: Reading, state_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _likeliest(words_from(reading.subject, normed(reading, state_TD)[None])[0])
+
+
+def _likeliest(logits_TV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    best = logits_TV.softmax(-1).max(-1)
     return best.values, best.indices
 
 

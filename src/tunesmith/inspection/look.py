@@ -182,9 +182,9 @@ class Inspection:
         """What each token counts for, in each model."""
         return [attention.occlusion(reading, place).tolist() for reading in self.readings]
 
-    def lens(self, count: int = 1) -> list[list[list[tuple[str, float]]]]:
+    def lens(self) -> list[list[list[tuple[str, float]]]]:
         """By model, layer and place: the likeliest word and its probability."""
-        return [_lens_of(reading, count) for reading in self.readings if reading.logits is not None]
+        return [_lens_of(reading) for reading in self.readings if reading.logits is not None]
 
     def changes(self) -> list[Change]:
         """Where the first model's weights differ from the second's.
@@ -288,13 +288,7 @@ def _true_next(reading: Reading, place: int) -> int | None:
     return reading.ids[place + 1] if place + 1 < len(reading.ids) else None
 
 
-def _lens_of(reading: Reading, count: int) -> list[list[tuple[str, float]]]:
-    values_LTC, tokens_LTC = lens(reading, count)
-    tokenizer = reading.subject.tokenizer
-    return [
-        [
-            (tokens_of([tokens[0]], tokenizer)[0].text, values[0])
-            for tokens, values in zip(tokens_TC, values_TC, strict=True)
-        ]
-        for tokens_TC, values_TC in zip(tokens_LTC.tolist(), values_LTC.tolist(), strict=True)
-    ]
+def _lens_of(reading: Reading) -> list[list[tuple[str, float]]]:
+    values_LT, tokens_LT = lens(reading)
+    texts = iter(tokens_of(tokens_LT.flatten().tolist(), reading.subject.tokenizer))
+    return [[(next(texts).text, value) for value in values_T] for values_T in values_LT.tolist()]
