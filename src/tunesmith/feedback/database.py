@@ -108,7 +108,11 @@ def _sqlite(path: Path, create: bool) -> Engine:
     if os.name == "posix" and path.stat().st_uid == os.getuid():
         path.chmod(0o600)  # it holds sessions and passwords, if only as hashes; the log beside it gets the same mode
     engine = create_engine(
-        f"sqlite:///{path}", pool_size=MOST_CONNECTIONS, max_overflow=0, connect_args={"timeout": SECONDS_TO_WAIT}
+        f"sqlite:///{path}",
+        pool_size=MOST_CONNECTIONS,
+        max_overflow=0,
+        connect_args={"timeout": SECONDS_TO_WAIT},
+        paramstyle="named",  # so that parameters go by name, as with PostgreSQL
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tunesmith.errors import InputError
 from tunesmith.feedback.database import Database
+from tunesmith.feedback.driver import run
 from tunesmith.feedback.forms import check_text
 from tunesmith.feedback.schema import event, invitation, labeler, session
 from tunesmith.feedback.statements import SESSION
@@ -135,8 +136,8 @@ class People:
     def who(self, token: str) -> Person | None:
         """Whose session it is; None when it is unknown, over or revoked, or its account blocked."""
         with self.database.reading() as connection:
-            found = connection.execute(SESSION, {"its_token": hash_token(token), "now": self.clock()}).first()
-        return None if found is None else Person(found.id, found.name, found.role)
+            found = run(connection, SESSION, its_token=hash_token(token), now=self.clock())
+        return Person(*found[0]) if found else None
 
     def sign_out(self, token: str) -> None:
         with self.database.writing() as connection:

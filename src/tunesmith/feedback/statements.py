@@ -1,5 +1,5 @@
-"""The statements that run with every answer, made once: SQLAlchemy takes longer to put one together than SQLite to
-run it. What they are asked with stands in their parameters: `its_item`, `its_labeler`, ...
+"""The statements that run with every answer, for `driver.run`. What they are asked with stands in their parameters:
+`its_item`, `its_labeler`, ...
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ SESSION = (
 OVER = select(assignment.c.item_id, assignment.c.labeler_id).where(
     assignment.c.state == "open", assignment.c.lease_until < bindparam("now")
 )
-OPEN_ONE = select(assignment.c.item_id).where(assignment.c.labeler_id == THIS_LABELER, assignment.c.state == "open")
+OPEN_ONE = (
+    select(assignment.c.item_id).where(assignment.c.labeler_id == THIS_LABELER, assignment.c.state == "open").limit(1)
+)
 # By priority; else in the order of ids, which are hashes: at random, and the same on every machine.
 BY_PRIORITY = (item.c.priority.desc(), item.c.id.desc())
 FREE = (
@@ -44,13 +46,19 @@ FREE = (
     .order_by(*BY_PRIORITY)
     .limit(1)
 )
+NEXT = select(func.coalesce(OPEN_ONE.scalar_subquery(), FREE.scalar_subquery()).label("id"))
 QUEUE = (
     select(item.c.id, item.c.messages, item.c.priority, item.c.reason)
     .where(item.c.is_free)
     .order_by(*BY_PRIORITY)
     .limit(bindparam("most"))
 )
-LEND = update(assignment).where(ITS).values(state=bindparam("new_state"), lease_until=bindparam("until"))
+LEND = (
+    update(assignment)
+    .where(ITS)
+    .values(state=bindparam("new_state"), lease_until=bindparam("until"))
+    .returning(assignment.c.item_id)
+)
 FIRST_LEND = insert(assignment)
 NUM_COUNTED = (
     select(func.count())
@@ -59,19 +67,24 @@ NUM_COUNTED = (
     .correlate(item)
     .scalar_subquery()
 )
-COUNT_AGAIN = update(item).where(item.c.id == THIS_ITEM).values(is_free=bindparam("overlap") > NUM_COUNTED)
-COUNT_ALL_AGAIN = update(item).values(is_free=bindparam("overlap") > NUM_COUNTED)
+OVERLAP = select(setting.c.value["overlap"].as_integer()).where(setting.c.name == "study").scalar_subquery()
+COUNT_ALL_AGAIN = update(item).values(is_free=func.coalesce(OVERLAP, 1) > NUM_COUNTED)
+COUNT_AGAIN = COUNT_ALL_AGAIN.where(item.c.id == THIS_ITEM)
 
 # Showing
 
-ASSIGNMENT = select(assignment).where(ITS)
+# An item as it is for one person, with its prompt and what they said of it.
+ASSIGNMENT = (
+    select(assignment, item.c.messages, event.c.payload)
+    .join(item, item.c.id == assignment.c.item_id)
+    .outerjoin(event, event.c.id == assignment.c.version)
+    .where(ITS)
+)
 CANDIDATES = select(candidate.c.id, candidate.c.text).where(candidate.c.item_id == THIS_ITEM)
-MESSAGES = select(item.c.messages).where(item.c.id == THIS_ITEM)
-PAYLOAD = select(event.c.payload).where(event.c.id == bindparam("number"))
-NUM_FREE = select(func.count()).select_from(item).where(item.c.is_free)
+NUM_FREE = select(func.count().label("num")).select_from(item).where(item.c.is_free)
 # (state, whether the item is free, how many) of one person's items.
 MINE = (
-    select(assignment.c.state, item.c.is_free, func.count())
+    select(assignment.c.state, item.c.is_free, func.count().label("num"))
     .join(item, item.c.id == assignment.c.item_id)
     .where(assignment.c.labeler_id == THIS_LABELER)
     .group_by(assignment.c.state, item.c.is_free)
