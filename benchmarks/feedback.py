@@ -4,9 +4,9 @@
 
 The server is `tunesmith feedback serve` in a process of its own, on SQLite, or on a PostgreSQL server that is started
 for it. Each labeler has a session and a connection, thinks for a time drawn from an exponential distribution, and
-submits, which also brings the next item. While thinking they rank one answer after another at random moments, and drafts
-are sent as the page sends them: a while after a change, unless another one or the submit comes first. Latency is from
-the first byte sent to the last received. At the end every acknowledged answer is looked up in the store.
+submits, which also brings the next item. While thinking they rank one answer after another at random moments, and
+drafts are sent as the page sends them: a while after a change, unless another one or the submit comes first. Latency
+is from the first byte sent to the last received. At the end every acknowledged answer is looked up in the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from tunesmith.feedback.database import open_database
 from tunesmith.feedback.people import People
 from tunesmith.feedback.results import read_results
 from tunesmith.feedback.store import Store
-
 
 SECONDS_TO_DRAFT = 1.5  # after a change: SOON in web/static/drafts.js
 

@@ -6,11 +6,10 @@ A disk takes milliseconds to say that something is on it, however much that is; 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
-
-from fastapi.concurrency import run_in_threadpool
 
 from tunesmith.feedback.database import Database
 
@@ -19,24 +18,28 @@ Turn = tuple[Callable[[], Any], Future[Any]]
 
 
 class Group:
-    """Those who wait for the same commit, of one event loop."""
+    """Those who wait for the same commit, and the one thread that writes for them."""
 
     def __init__(self, database: Database) -> None:
-        self._database, self._lock = database, asyncio.Lock()
-        self._waiting: list[Turn] = []
+        self._database, self._writer = database, ThreadPoolExecutor(1, "feedback-writer")
+        self._waiting: deque[Turn] = deque()
 
     async def write(self, work: Callable[[], T]) -> T:
         """What `work` returns, or raises, once all that it wrote by this database is on the disk, or none of it.
 
-        Whoever comes first after a commit takes all that wait along. `work` may be run twice, but is kept once.
+        It may be run twice, of which one is kept.
         """
         turn: Future[T] = Future()
         self._waiting.append((work, turn))
-        async with self._lock:
-            if not turn.done():
-                turns, self._waiting = self._waiting, []
-                await run_in_threadpool(self._commit, turns)
-        return turn.result()
+        self._writer.submit(self._commit_waiting)
+        return await asyncio.wrap_future(turn)
+
+    def _commit_waiting(self) -> None:
+        """All that wait, in one transaction; an earlier call may have taken them along."""
+        turns = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        turns = [one for one in turns if one[1].set_running_or_notify_cancel()]
+        if turns:
+            self._commit(turns)
 
     def _commit(self, turns: list[Turn]) -> None:
         try:
@@ -45,7 +48,7 @@ class Group:
         except Exception as error:
             if len(turns) == 1:
                 return turns[0][1].set_exception(error)
-            for one in turns:  # one of them fails alone
+            for one in turns:  # somebody's work failed; alone it fails alone
                 self._commit([one])
         else:
             for (_, turn), result in zip(turns, results, strict=True):

@@ -19,7 +19,6 @@ from sqlalchemy.exc import IntegrityError
 
 from tunesmith.errors import InputError
 from tunesmith.feedback.database import Database
-from tunesmith.feedback.driver import run
 from tunesmith.feedback.forms import check_text
 from tunesmith.feedback.schema import event, invitation, labeler, session
 from tunesmith.feedback.statements import SESSION
@@ -135,8 +134,7 @@ class People:
 
     def who(self, token: str) -> Person | None:
         """Whose session it is; None when it is unknown, over or revoked, or its account blocked."""
-        with self.database.reading() as connection:
-            found = run(connection, SESSION, its_token=hash_token(token), now=self.clock())
+        found = self.database.ask(SESSION, its_token=hash_token(token), now=self.clock())
         return Person(*found[0]) if found else None
 
     def sign_out(self, token: str) -> None:

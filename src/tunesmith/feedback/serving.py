@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import socket
 from urllib.parse import urlsplit
@@ -53,6 +54,8 @@ def serve(config: ServeConfig) -> None:
         timeout_graceful_shutdown=5,
         ws="none",
     )
+    gc.collect()
+    gc.freeze()  # what is there now stays: the collector need not look at it again and again
     try:
         uvicorn.Server(settings).run(sockets=[listener])
     finally:

@@ -26,6 +26,7 @@ from tunesmith.records import Message
 
 WORDS = ("response", "reason")  # of a request: what must be the same when its key comes again
 SECONDS_OF_COUNT = 10.0  # for so long the number of items that are left is taken to stand
+SECONDS_OF_GRACE = 1.0  # so much longer may an item be lent: not everybody who comes looks for leases that are over
 
 
 class ConflictError(InputError):
@@ -43,8 +44,8 @@ class Study(BaseModel):
 
     title: Annotated[str, Field(max_length=120)] = "Which answer is better?"
     guidelines: Annotated[str, Field(max_length=20_000)] = ""
-    overlap: Annotated[int, Field(ge=1, le=100, description="So many people rank each item.")] = 1
-    lease_minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)] = 30.0
+    overlap: Annotated[int, Field(ge=1, le=100, description="So many people rank each item.")] = sql.OVERLAP
+    lease_minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)] = sql.LEASE_MINUTES
     ratings: Annotated[bool, Field(description="Ask for 1 to 7 of each answer.")] = False
     questions: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=120)], ...], Field(max_length=10)] = ()
 
@@ -64,6 +65,7 @@ class Store:
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self.database, self.clock = database, clock
         self._counted: tuple[float, int] = (float("-inf"), 0)
+        self._expired_at = float("-inf")
 
     # What there is to rank
 
@@ -138,11 +140,13 @@ class Store:
         """The item this person is at, or else the next one; None when nothing is left for them."""
         now = self.clock()
         with self.database.writing() as connection:
-            self._expire(connection, now)
+            if now - self._expired_at > SECONDS_OF_GRACE:
+                self._expire(connection, now)
+                self._expired_at = now
             (found,) = run(connection, sql.NEXT, its_labeler=labeler_id)
             if found.id is None:
                 return None
-            self._lend(connection, found.id, labeler_id, "open", now + 60 * _study(connection).lease_minutes)
+            self._lend(connection, found.id, labeler_id, "open", now + 60 * found.lease_minutes)
             return self._show(connection, found.id, labeler_id)
 
     def _lend(self, connection: Connection, item_id: str, labeler_id: int, state: str, until: float) -> None:
@@ -197,7 +201,7 @@ class Store:
             row = _expect(connection, item_id, labeler_id)
             _check_version(row, version)
             is_open = row.state == "open"
-            until = self.clock() + 60 * _study(connection).lease_minutes if is_open else row.lease_until
+            until = self.clock() + 60 * row.lease_minutes if is_open else row.lease_until
             its = {"its_item": item_id, "its_labeler": labeler_id}
             run(connection, sql.DRAFT, **its, new_draft=dict(draft), until=until)
 
@@ -254,7 +258,8 @@ class Store:
             number = self._note(connection, action, labeler_id, item_id, {**payload, **order}, key)
             its = {"its_item": item_id, "its_labeler": labeler_id}
             run(connection, sql.ANSWER, **its, new_state=state, new_version=number)
-            run(connection, sql.COUNT_AGAIN, its_item=item_id)
+            if (row.state in sql.COUNTED) != (state in sql.COUNTED):
+                run(connection, sql.COUNT_AGAIN, its_item=item_id)
             return number
 
     def history(self, labeler_id: int, before: int | None = None, limit: int = 20) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def make_routes(store: Store, people: People, site: Site, token: str) -> FastAPI
     app.state.store, app.state.people, app.state.site, app.state.token = store, people, site, token
     app.state.group = Group(store.database)
     app.state.guesses = Limiter(burst=10, per_second=0.05)  # at one name, from all addresses together
-    for router in (entrance.router, labeling.router, owner.router):
+    for router in (labeling.router, entrance.router, owner.router):  # what is asked most is found first
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=str(files("tunesmith.feedback.web") / "static")), name="static")
     for kind, status in STATUS:
