@@ -1,4 +1,4 @@
-"""What saves time changes nothing that is kept: group commit, and statements handed to the driver. On both databases."""
+"""What saves time changes nothing that is kept: group commit, statements handed to the driver. On both databases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 from sqlalchemy import event
 
 from tests.feedback.houses import fill, new_key

@@ -68,7 +68,7 @@ def show_ranking(caller: CallerOf, store: StoreOf) -> HTMLResponse:
     return show_page("rank", caller, store, study=store.study())
 
 
-# What comes with every answer asks for nothing by dependencies: to solve three takes as long as to keep the answer.
+# What writes goes to the group as a function, and is answered when the group's commit is on the disk.
 
 
 @router.post("/api/next")
