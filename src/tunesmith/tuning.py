@@ -223,6 +223,8 @@ def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool 
     rates = find_rates(network, method, config)
     kept = remember(network, method, config, dtype)
     plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates, kept=kept)
+    if method.attend is not None:
+        plan = replace(plan, attend=partial(method.attend, network, config))
     if isinstance(plan.terms, Preference):
         train, validation = (with_reference(network, rows, plan.terms, dtype) for rows in (train, validation))
     return Prepared(network, method, parts, train, validation, plan, signal, forecast)
