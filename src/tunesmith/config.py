@@ -266,10 +266,10 @@ class TrainingConfig(DataConfig):
     gradient_checkpointing: Switch = Field(
         False, description="Blocks keep their inputs alone and run again in the backward pass."
     )
-    optim: Literal["adamw", "adamw_8bit", "galore"] = Field(
+    optim: Literal["adamw", "adamw_8bit", "galore", "muon"] = Field(
         "adamw",
         description="Optimizer; adamw_8bit keeps its states in eight bits, two bytes a weight instead of eight, galore "
-        "only those of a gradient's main directions.",
+        "only those of a gradient's main directions; muon makes the changes of matrices orthogonal.",
     )
     galore_rank: int = Field(128, gt=0, description="galore: how many directions of a matrix.")
     weights_dtype: Literal["float32", "bfloat16"] = Field(

@@ -34,9 +34,11 @@ JUDGED: Mapping[Task, Literal["rows", "words", "answers", "rankings"]] = {
     "generation": "answers",
     "ranking": "rankings",
     "preference": "rankings",
+    "text": "answers",
 }
-# Those that data is for. Preference is what `align` makes of rankings: a model is to write the better answers.
-TASKS: tuple[Task, ...] = tuple(task for task in JUDGED if task != "preference")
+# Those that data is for. Preference is what `align` makes of rankings: a model is to write the better answers; text is
+# for `pretrain`, of which every token is one to be written, or found again behind a mask.
+TASKS: tuple[Task, ...] = tuple(task for task in JUDGED if task not in ("preference", "text"))
 
 # A class id, a score, whether each class holds (multi-label), the tag id of each judged word, the rank of each answer,
 # or what a preference is measured by (`train/preference.py`); None for answers.

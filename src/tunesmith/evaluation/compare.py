@@ -29,7 +29,8 @@ from tunesmith.evaluation.metrics import METRICS, paired_difference
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.report import write_report
 from tunesmith.methods.table import choose_methods
-from tunesmith.models.load import is_encoder, load_config, resolve_model
+from tunesmith.models.heads import is_encoder
+from tunesmith.models.load import load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
 from tunesmith.runs.folder import FROZEN, locked, look
 from tunesmith.runtime import choose_device, choose_precision, describe_machine
