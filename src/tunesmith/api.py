@@ -15,6 +15,7 @@ from tunesmith.data.parts import split_examples
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
+from tunesmith.evaluation.forgetting import Change, measure_forgetting
 from tunesmith.records import Score
 from tunesmith.rewarding import train_reward
 from tunesmith.runs.run import Run
@@ -104,6 +105,15 @@ def evaluate(model: Run | str | Path, data: Any, **settings: Any) -> Score:
     """Scores a run, or a decoder as it is, on labelled rows."""
     network = model.network if isinstance(model, Run) else tasks.open_network(str(model))
     return tasks.evaluate(network, data, **settings)
+
+
+def forgetting(run: Run | str | Path, also_keep: Any = None) -> list[Change]:
+    """What a run has forgotten of what its base model could do, by measure, each with its interval.
+
+    Args:
+        also_keep: a second data set, scored before and after.
+    """
+    return measure_forgetting(run if isinstance(run, Run) else Run.open(run), also_keep)
 
 
 def _name(data: Any) -> str:
