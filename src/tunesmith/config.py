@@ -353,6 +353,14 @@ class CompareConfig(TrainingConfig):
     )
     max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")
     max_generated: int = Field(32, ge=0, description="Generation: so many test rows are answered for ROUGE-L.")
+    forgetting: bool = Field(False, description="Measure also what each method makes worse of what the base could do.")
+    also_keep: str | None = Field(None, description="forgetting: a second data set of yours, scored before and after.")
+
+    @model_validator(mode="after")
+    def _also_keep_is_used(self) -> Self:
+        if self.also_keep is not None and not self.forgetting:
+            raise ValueError("also_keep names what should not be forgotten; ask for it with forgetting")
+        return self
 
     @model_validator(mode="after")
     def _learning_rates_are_used(self) -> Self:

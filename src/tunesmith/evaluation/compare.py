@@ -24,6 +24,7 @@ from tunesmith.config import CompareConfig
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, find_baseline
+from tunesmith.evaluation.forgetting import load_second
 from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
 from tunesmith.evaluation.metrics import METRICS, paired_difference
 from tunesmith.evaluation.predictions import Predictions
@@ -102,6 +103,8 @@ def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
     find_max_length(config)
     start_server()
     parts = load_split(config) if parts is None else parts
+    if config.also_keep is not None:
+        load_second(config.also_keep, parts.train.task)  # what is wrong with it is said before anything is trained
     jobs = _make_jobs(config, folder, parts)
     if look(folder) == "files":
         raise InputError(f"output '{folder}' holds files that are no comparison. Give another --output")

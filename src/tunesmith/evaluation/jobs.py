@@ -161,6 +161,7 @@ def system_from(plain: Mapping[str, Any]) -> System:
     values["metrics"] = {name: _interval(value) for name, value in plain["metrics"].items()}
     values["difference"] = None if plain["difference"] is None else _interval(plain["difference"])
     values["curve"], values["samples"] = tuple(plain["curve"]), tuple(plain["samples"])
+    values["forgotten"] = tuple(plain.get("forgotten", ()))
     return System(**values)
 
 

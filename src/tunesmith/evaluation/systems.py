@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
 from tunesmith.evaluation.baselines import Resources, find_baseline, targets_of
 from tunesmith.evaluation.demonstrations import Shown
+from tunesmith.evaluation.forgetting import measure_forgetting
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.readings import READINGS
@@ -23,7 +25,9 @@ from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, count_parameters, load_network, settle_precision
 from tunesmith.records import Conversation, Examples, LabelledText, Origin, Split, System, TaggedWords, Task
 from tunesmith.runs.folder import FROZEN
+from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, peak_memory, seed_everything
+from tunesmith.storage import to_plain
 from tunesmith.train.validate import embed
 from tunesmith.tuning import tune
 
@@ -52,8 +56,16 @@ def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> 
         curve=tuple(run.outcome["curve"]),
         samples=_samples(parts, predictions),
         folder=str(run.folder),
+        forgotten=_forgotten(run, config),
     )
     return system, predictions
+
+
+def _forgotten(run: Run, config: CompareConfig) -> tuple[Mapping[str, Any], ...]:
+    """Last, so that neither time nor memory of the base model counts as the method's."""
+    if not config.forgetting:
+        return ()
+    return tuple(to_plain(change) for change in measure_forgetting(run, config.also_keep))
 
 
 def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
