@@ -353,6 +353,8 @@ class CompareConfig(TrainingConfig):
     )
     max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")
     max_generated: int = Field(32, ge=0, description="Generation: so many test rows are answered for ROUGE-L.")
+    documents: str | None = Field(None, description="Folder of .txt and .md files that rag finds answers in.")
+    with_rag: bool = Field(False, description="Generation: each tuned model answers once more, behind found passages.")
     forgetting: bool = Field(False, description="Measure also what each method makes worse of what the base could do.")
     also_keep: str | None = Field(None, description="forgetting: a second data set of yours, scored before and after.")
 
