@@ -39,7 +39,7 @@ LEVELS = (
     ("data",),
     ("config_align",),
     ("assets", "config", "runtime", "chips"),
-    ("pages", "unpacking"),
+    ("pages", "unpacking", "trackers"),
     ("storage",),
     ("terminal", "signals"),
     ("records", "errors"),
