@@ -40,7 +40,7 @@ LEVELS = (
     ("data",),
     ("config_align", "config_pretrain"),
     ("assets", "config", "runtime", "chips"),
-    ("pages", "unpacking"),
+    ("pages", "unpacking", "trackers"),
     ("storage",),
     ("terminal", "signals"),
     ("records", "errors"),

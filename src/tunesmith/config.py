@@ -263,6 +263,7 @@ class TrainingConfig(DataConfig):
     memory: Literal["balanced", "low"] = Field(
         "balanced", description="low: less memory for more time; sets gradient_checkpointing and optim where not given."
     )
+    report_to: Names = Field((), description="Trackers that get the numbers too: tensorboard, trackio, wandb, mlflow.")
     gradient_checkpointing: Switch = Field(
         False, description="Blocks keep their inputs alone and run again in the backward pass."
     )

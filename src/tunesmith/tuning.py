@@ -65,6 +65,7 @@ from tunesmith.runtime import (
 from tunesmith.signals import listening
 from tunesmith.storage import describe_files, explained, write_json, write_text
 from tunesmith.terminal import say
+from tunesmith.trackers import Trackers, check_trackers
 from tunesmith.train.checkpoint import Start, estimate_bytes, find_newest, step_of
 from tunesmith.train.clock import Clock
 from tunesmith.train.course import Watch
@@ -130,6 +131,7 @@ def tune(
         KeyboardInterrupt: asked to stop; a checkpoint was made, and a note says how to go on.
     """
     (method,) = choose_methods((config.method,), config.method_options)
+    check_trackers(config.report_to)
     with listening():
         place = choose_place(config, method.name)
         parts = with_replay(config, load_split(config) if parts is None else parts)
@@ -171,6 +173,8 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
     )
     start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network)))
     log = MetricsLog(folder / METRICS, how_to_go_on(folder))
+    trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
+    log.followers.append(trackers.write)
     try:
         watch = Watch(
             evaluate=prepared.evaluate or partial(_evaluate, prepared),
@@ -191,6 +195,7 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
         return outcome
     finally:
         log.close()
+        trackers.close()
 
 
 def _name_row(prepared: Prepared, row: int) -> str:

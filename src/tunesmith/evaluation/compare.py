@@ -24,6 +24,7 @@ from tunesmith.config import CompareConfig
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, BOUND, find_baseline
+from tunesmith.evaluation.beside import count_confusions, set_beside
 from tunesmith.evaluation.forgetting import load_second
 from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
 from tunesmith.evaluation.metrics import METRICS, paired_difference
@@ -36,7 +37,7 @@ from tunesmith.models.heads import is_encoder
 from tunesmith.models.load import load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
 from tunesmith.runs.folder import FROZEN, locked, look
-from tunesmith.runtime import choose_device, choose_precision, describe_machine
+from tunesmith.runtime import choose_device, choose_precision, describe_machine, versions
 from tunesmith.signals import listening
 from tunesmith.storage import explained, to_plain, write_json, write_text
 from tunesmith.terminal import say
@@ -44,7 +45,7 @@ from tunesmith.tuning import find_max_length
 
 RESULT = "comparison.json"
 # Keys that no single system's result depends on, or only by its own entry.
-NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes", "check"}
+NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes", "check", "report_to"}
 REPORT = "report.html"
 
 
@@ -79,6 +80,8 @@ class Comparison:
                 "stored_bytes": system.stored_bytes,
                 "error": system.error,
             }
+            for one in system.forgotten:
+                row[f"forgotten_{one['measure']}_{one['metric']}"] = one["change"]["value"]
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -181,6 +184,7 @@ def _conclude(
     judged = tuple(judge.with_difference(system) for system in systems)
     verdict = judge.verdict(judged)
     device = choose_device(config.device)
+    said = {system.name: judge.predictions(system) for system in judged if not system.error}
     content = to_plain(
         {
             "model": {"name": config.model, "total_parameters": max(s.total_parameters for s in judged)},
@@ -189,6 +193,9 @@ def _conclude(
             "higher_is_better": primary.higher_is_better,
             "systems": judged,
             "verdict": verdict,
+            "confusions": {name: count_confusions(one, len(parts.test.class_names)) for name, one in said.items()},
+            "beside": set_beside(parts.test, judged, verdict, said),
+            "versions": versions(),
             "machine": describe_machine(device, choose_precision(config.precision, device)),
             "seconds": seconds,
             "command": shlex.join(["tunesmith", *sys.argv[1:]]),
@@ -282,8 +289,8 @@ class _Judge:
         return gap.low > 0 if self._sign > 0 else gap.high < 0
 
     def _difference(self, system: System, other: System) -> Interval:
-        return paired_difference(self._predictions(system), self._predictions(other), self._metric, self._seed)
+        return paired_difference(self.predictions(system), self.predictions(other), self._metric, self._seed)
 
-    def _predictions(self, system: System) -> Predictions:
+    def predictions(self, system: System) -> Predictions:
         path = self._folder / f"{system.kind}s" / system.name / PREDICTIONS
         return Predictions.from_mapping(json.loads(path.read_text(encoding="utf-8")))

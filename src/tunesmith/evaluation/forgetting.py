@@ -82,7 +82,7 @@ def measure_forgetting(run: Run, also_keep: Any = None) -> list[Change]:
 def measure_network(network: Network, parent: Mapping[str, str], also_keep: Any = None) -> list[Change]:
     """The same of a network in memory; `parent` has the `name` and the `fingerprint` of its base."""
     network.model.eval()
-    base = Base(network, parent)
+    base = Base(network, parent, choose_precision("auto", network.model.device))
     writes = network.task == "generation"
     also = None if also_keep is None else load_second(also_keep, network.task)
     changes = _changes_of_words(network, base) if writes else _drift(network, base)
@@ -113,36 +113,36 @@ def load_second(also_keep: Any, task: Task) -> Examples:
 
 def _changes_of_words(network: Network, base: Base) -> list[Change]:
     def ask(asked: Network) -> Said:
-        return Said(_ask_general(asked), write_own_words(asked, _dtype(asked)))
+        return Said(_ask_general(asked, base.dtype), write_own_words(asked, base.dtype))
 
     before = base.recall(f"words {VERSION}", ask)
-    after = _ask_general(network)
+    after = _ask_general(network, base.dtype)
     changes = [_change(name, before.predictions[name], after[name]) for name in after]
-    moved = diverge(network, before.tensors, _dtype(network))
+    moved = diverge(network, before.tensors, base.dtype)
     unmoved = Predictions("generation", moved.targets, moved.outputs, np.zeros(len(moved)), moved.num_tokens)
     return [_change("own_words", unmoved, moved, metric="loss", shown="kl_to_base"), *changes]
 
 
-def _ask_general(network: Network) -> dict[str, Predictions]:
+def _ask_general(network: Network, dtype: torch.dtype) -> dict[str, Predictions]:
     """Nothing of encoder-decoders, which are no models of texts as such."""
     if network.model.config.is_encoder_decoder:
         return {}
-    return {"general_text": _read_texts(network), **ask_items(network, _dtype(network))}
+    return {"general_text": _read_texts(network, dtype), **ask_items(network, dtype)}
 
 
-def _read_texts(network: Network) -> Predictions:
+def _read_texts(network: Network, dtype: torch.dtype) -> Predictions:
     """Losses of general texts. The first token of each has nothing before it to be said from and is not judged."""
     limit = network.max_positions - network.num_virtual
     ids = [network.tokenizer(text, add_special_tokens=False)["input_ids"][:limit] for text in _texts()]
     rows = [TokenizedExample(tuple(row), (False, *(True,) * (len(row) - 1)), None, 0, at) for at, row in enumerate(ids)]
-    outputs = validate(network, rows, _dtype(network))
+    outputs = validate(network, rows, dtype)
     judged = [network.tokenizer.decode(row[1:]) for row in ids]
     return Predictions("generation", judged, [None] * len(rows), outputs.losses, outputs.num_judged)
 
 
 def _second_answers(network: Network, base: Base, also: Examples, name: str) -> Change:
     def ask(asked: Network) -> Said:
-        return Said({"also": predict_rows(asked, also, _dtype(asked), GENERATED)})
+        return Said({"also": predict_rows(asked, also, base.dtype, GENERATED)})
 
     before = base.recall(f"also {also.fingerprint}", ask)
     return _change(f"also: {name}", before.predictions["also"], ask(network).predictions["also"])
@@ -155,8 +155,10 @@ def _drift(network: Network, base: Base) -> list[Change]:
     """General texts and the probe's questions as vectors: CKA, cosine, and by what each question is about."""
     items = read_items()
     texts = [*(item["question"] for item in items), *_texts()]
-    before = base.recall(f"vectors {VERSION}", lambda asked: _embed(asked, texts)).tensors["vectors"].numpy()
-    after = _embed(network, texts).tensors["vectors"].numpy()
+    before = (
+        base.recall(f"vectors {VERSION}", lambda asked: _embed(asked, texts, base.dtype)).tensors["vectors"].numpy()
+    )
+    after = _embed(network, texts, base.dtype).tensors["vectors"].numpy()
     subjects = np.unique([item["subject"] for item in items], return_inverse=True)[1]
     return [
         _agreement("representations", "cka", before, after, linear_cka),
@@ -168,16 +170,20 @@ def _drift(network: Network, base: Base) -> list[Change]:
 def _second_classes(network: Network, base: Base, also: Examples, name: str) -> Change:
     rows = [row for row in also.rows if isinstance(row, LabelledText)]
     texts = [row.text for row in rows]
-    before = base.recall(f"vectors of {also.fingerprint}", lambda asked: _embed(asked, texts)).tensors["vectors"]
+    before = base.recall(f"vectors of {also.fingerprint}", lambda asked: _embed(asked, texts, base.dtype)).tensors[
+        "vectors"
+    ]
     classes = np.unique([str(row.target) for row in rows], return_inverse=True)[1]
-    return _change_of_probe(f"also: {name}", before.numpy(), _embed(network, texts).tensors["vectors"].numpy(), classes)
+    return _change_of_probe(
+        f"also: {name}", before.numpy(), _embed(network, texts, base.dtype).tensors["vectors"].numpy(), classes
+    )
 
 
-def _embed(network: Network, texts: list[str]) -> Said:
+def _embed(network: Network, texts: list[str], dtype: torch.dtype) -> Said:
     given = [READINGS["regression"].row(text, (), Origin("<text>", at)) for at, text in enumerate(texts, 1)]
     limit = network.max_positions - network.num_virtual
     rows = tokenize(Examples("regression", given, (), "", ""), network.tokenizer, limit)
-    return Said(tensors={"vectors": torch.from_numpy(embed(network, rows, _dtype(network)))})
+    return Said(tensors={"vectors": torch.from_numpy(embed(network, rows, dtype))})
 
 
 def _change_of_probe(name: str, before: Floats, after: Floats, classes: Any) -> Change:
@@ -211,7 +217,3 @@ def _change(measure: str, before: Predictions, after: Predictions, metric: str =
         was, is_now = before.outputs == before.targets, after.outputs == after.targets
         counts = tuple(int(one.sum()) for one in (was & is_now, was & ~is_now, ~was & is_now))
     return Change(measure, shown or name, entry.higher_is_better, len(before), base, tuned, change, *counts)
-
-
-def _dtype(network: Network) -> torch.dtype:
-    return choose_precision("auto", network.model.device)

@@ -24,6 +24,7 @@ from tunesmith.train.validate import validate
 
 VERSION = 1
 LONGEST = 40  # tokens of a written answer
+TOGETHER = 32  # rows: the choices of a question stay in one batch, where the question is computed once
 Item = Mapping[str, Any]
 
 
@@ -71,7 +72,11 @@ def choose(items: Sequence[Item], network: Network, dtype: torch.dtype) -> list[
         for choice in item["choices"]
     )
     asked = tokenize(Examples("generation", rows, (), "", ""), network.tokenizer, network.max_positions)
-    losses = iter(validate(network, asked, dtype).losses)
+    losses = iter(
+        loss
+        for start in range(0, len(asked), TOGETHER)
+        for loss in validate(network, asked[start : start + TOGETHER], dtype).losses
+    )
     return [int(np.argmin([next(losses) / len(text) for text in item["choices"]])) == 0 for item in items]
 
 

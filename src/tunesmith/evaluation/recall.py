@@ -15,7 +15,6 @@ from tunesmith.assets import cache_root
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.models.load import Network, load_network, settle_precision
 from tunesmith.models.safety import refuse_foreign
-from tunesmith.runtime import choose_precision
 from tunesmith.storage import check_seal, sealed, write_json
 from tunesmith.terminal import say
 
@@ -37,9 +36,10 @@ class Base:
     It reads by the tuned network's tokenizer, so both see the same ids.
     """
 
-    def __init__(self, tuned: Network, parent: Mapping[str, str]) -> None:
-        """`parent` has the `name` and the `fingerprint` of the base, as a run's manifest has them."""
-        self._tuned, self._parent = tuned, parent
+    def __init__(self, tuned: Network, parent: Mapping[str, str], dtype: torch.dtype) -> None:
+        """`parent` has the `name` and the `fingerprint` of the base, as a run's manifest has them; `dtype` is that of
+        matrix products, for both models alike."""
+        self._tuned, self._parent, self.dtype = tuned, parent, dtype
         self._loaded: Network | None = None
 
     def recall(self, what: str, ask: Callable[[Network], Said]) -> Said:
@@ -61,7 +61,7 @@ class Base:
             refuse_foreign(network, self._parent.get("fingerprint", ""), f"the run in {tuned.source}")
             network.tokenizer = tuned.tokenizer
             network.model.requires_grad_(False)
-            settle_precision(network, choose_precision("auto", tuned.model.device))
+            settle_precision(network, self.dtype)
             network.model.to(tuned.model.device)
             network.model.eval()
             self._loaded = network
@@ -70,9 +70,8 @@ class Base:
     def _place(self, what: str) -> Path:
         tuned = self._tuned
         weights = self._parent.get("fingerprint") or self._parent["name"]
-        precision = choose_precision("auto", tuned.model.device)
         words = (len(tuned.tokenizer), tuned.tokenizer.chat_template)
-        key = repr((FORMAT, what, weights, tuned.task, tuned.model.device.type, str(precision), words))
+        key = repr((FORMAT, what, weights, tuned.task, tuned.model.device.type, str(self.dtype), words))
         return cache_root() / "forgetting" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
