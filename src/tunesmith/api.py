@@ -15,6 +15,7 @@ from tunesmith.data.parts import split_examples
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
+from tunesmith.evaluation.forgetting import Change, measure_forgetting
 from tunesmith.records import Score
 from tunesmith.rewarding import train_reward
 from tunesmith.runs.adapters import Adapters
@@ -119,6 +120,15 @@ def evaluate(model: Run | Adapters | str | Path, data: Any, **settings: Any) -> 
     """Scores a run, or a decoder as it is, on labelled rows."""
     network = tasks.open_network(str(model)) if isinstance(model, str | Path) else model.network
     return tasks.evaluate(network, data, **settings)
+
+
+def forgetting(run: Run | str | Path, also_keep: Any = None) -> list[Change]:
+    """What a run has forgotten of what its base model could do, by measure, each with its interval.
+
+    Args:
+        also_keep: a second data set, scored before and after.
+    """
+    return measure_forgetting(run if isinstance(run, Run) else Run.open(run), also_keep)
 
 
 def _name(data: Any) -> str:

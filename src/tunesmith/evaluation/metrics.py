@@ -129,9 +129,9 @@ def score(predictions: Predictions, seed: int = 0, resamples: int = RESAMPLES) -
 
 
 def bootstrap(metric: Metric, predictions: Predictions, seed: int, resamples: int) -> Interval:
-    samples = _resample(len(predictions), seed, resamples)
+    samples = resampled(len(predictions), seed, resamples)
     value = metric.function(predictions, np.arange(len(predictions)))
-    return _interval(value, [metric.function(predictions, rows) for rows in samples])
+    return interval_of(value, [metric.function(predictions, rows) for rows in samples])
 
 
 def paired_difference(
@@ -154,21 +154,21 @@ def paired_difference(
     def gap(rows: Indices) -> float:
         return function(one, rows) - function(other, rows)
 
-    return _interval(gap(np.arange(len(one))), [gap(rows) for rows in _resample(len(one), seed, resamples)])
+    return interval_of(gap(np.arange(len(one))), [gap(rows) for rows in resampled(len(one), seed, resamples)])
 
 
 def _are_equal(one: Any, other: Any) -> bool:
     return bool(one == other) if isinstance(one, list) else np.array_equal(one, other)
 
 
-def _resample(num_rows: int, seed: int, resamples: int) -> Iterator[Indices]:
+def resampled(num_rows: int, seed: int, resamples: int) -> Iterator[Indices]:
     """(rows,) indices drawn with replacement, one resample at a time: all at once would be 8 bytes x resamples
     x rows, and count as memory of the system that is judged."""
     rng = np.random.default_rng(seed)
     return (rng.integers(0, num_rows, num_rows) for _ in range(resamples))
 
 
-def _interval(value: float, drawn: Sequence[float]) -> Interval:
+def interval_of(value: float, drawn: Sequence[float]) -> Interval:
     """Draws for which the metric is undefined are left out."""
     defined = np.array(drawn)[~np.isnan(drawn)]
     if not len(defined):
