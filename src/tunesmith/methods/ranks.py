@@ -28,7 +28,7 @@ from tunesmith.models.safety import ADAPTER_WEIGHTS
 
 # Shares of the steps, where no numbers are given: at first all learn, at last those that are left (as in section 4).
 FIRST_SHARE, LAST_SHARE = 0.1, 0.3
-SENSITIVITY, UNCERTAINTY, KEPT = "sensitivity", "uncertainty", "kept"
+SENSITIVITY, UNCERTAINTY, KEPT, STEPS = "sensitivity", "uncertainty", "kept", "steps"
 TRIPLET = re.compile(r"\.lora_[ABE]$")
 
 
@@ -85,7 +85,7 @@ def allot_ranks(network: Network, config: TrainingConfig, optimizer: torch.optim
 
     @torch.no_grad()
     def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        step = int(optimizer.state[layers[0].e_R1]["step"])
+        step = int(optimizer.state[layers[0].e_R1].setdefault(STEPS, torch.zeros(())).add_(1))
         if step < budget.ends:
             _follow(optimizer, layers, said.beta1, said.beta2)
         left = budget.after(step)
