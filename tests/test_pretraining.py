@@ -18,6 +18,7 @@ from tunesmith.errors import InputError
 from tunesmith.pretraining import pretrain
 from tunesmith.runs.run import Run
 from tunesmith.train import loop
+from tunesmith.train.loop import time_step
 
 TEXT = "".join(
     f"{number} And {name} begat {other}, and {other} lived {number % 90 + 7} years.\n"
@@ -149,6 +150,20 @@ def test_an_encoder_from_scratch_has_a_tokenizer_like_berts(book: Path, tmp_path
     run = read(book, tmp_path / "run", **(SCRATCH | {"architecture": "bert", "max_steps": 2, "optim": "adamw"}))
     assert run.network.tokenizer.cls_token == "[CLS]"
     assert type(run.network.model).__name__ == "BertForMaskedLM"
+
+
+def test_a_time_becomes_a_number_of_steps_and_stays(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timing leaves no trace: the same steps without it lead to the same bits."""
+    monkeypatch.setattr("tunesmith.pretraining.time_step", lambda *given: (time_step(*given), 0.25)[1])
+    more = SCRATCH | {"max_steps": None}
+    run = read(book, tmp_path / "run", **more, max_minutes=0.05)
+    steps = run.outcome["steps"]
+    assert 8 <= steps <= 12, "three seconds, a quarter for each"
+    same = read(book, tmp_path / "same", **(more | {"max_steps": steps, "num_train_epochs": 2}))
+    weights = [file.read_bytes() for file in (run.folder / "model.safetensors", same.folder / "model.safetensors")]
+    assert weights[0] == weights[1]
 
 
 def test_an_architecture_of_ones_own(book: Path, tmp_path: Path) -> None:

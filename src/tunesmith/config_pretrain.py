@@ -42,6 +42,12 @@ class PretrainConfig(TuneConfig):
     early_stopping_patience: int | None = Field(
         None, gt=0, description="Stop after so many evaluations without a better one; never when not given."
     )
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Train for about so long, whatever the passes: how many steps that makes is found by timing some "
+        "first, and stays so when the run goes on.",
+    )
     held_out: Annotated[Fraction, Field(gt=0, le=0.4)] = Field(
         0.05, description="Share of the texts for validation, and the same again for the test."
     )

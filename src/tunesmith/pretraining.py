@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -37,14 +38,18 @@ from tunesmith.storage import appearing, write_json
 from tunesmith.terminal import describe_seconds, say
 from tunesmith.train.checkpoint import Start
 from tunesmith.train.course import Watch
-from tunesmith.train.loop import fit
+from tunesmith.train.loop import fit, steps_per_epoch, time_step
 from tunesmith.train.plan import Forecast
 from tunesmith.train.progress import Outcome
+from tunesmith.train.step import Plan
 from tunesmith.train.validate import validate
 from tunesmith.tuning import Prepared, find_max_length, prepare, tune
 
 LENGTH = 256  # of a row, where nobody says otherwise
 BEFORE = "before.json"
+LENGTH_FOUND = "length.json"
+# Of the time given; steps are not all alike.
+SHARE_OF_TIME = 0.97
 # Tokens a parameter that spend a given arithmetic best (Hoffmann et al. 2022, arXiv 2203.15556, table 3).
 TOKENS_PER_PARAMETER = 20
 SHOWN_TOKENS = 48
@@ -220,7 +225,27 @@ def _course(
         write_json(before, measure_all())
     seen = partial(_evaluate, prepared, reading, config, watch)
     rows: Any = prepared.train
-    return fit(prepared.network, rows, prepared.plan, replace(watch, evaluate=seen), start)
+    plan = prepared.plan
+    if config.max_minutes is not None:
+        plan = _within(config.max_minutes, prepared, watch.checkpoints.parent / LENGTH_FOUND, goes_on=start is not None)
+    return fit(prepared.network, rows, plan, replace(watch, evaluate=seen), start)
+
+
+def _within(minutes: float, prepared: Prepared, found: Path, goes_on: bool) -> Plan:
+    """The plan with as many steps as fit into the time, evaluations included; as found before where the run goes on."""
+    plan, rows = prepared.plan, cast(Any, prepared.train)
+    if not (goes_on and found.is_file()):
+        step = time_step(prepared.network, rows, plan)
+        started = time.perf_counter()
+        prepared.network.model.eval()
+        validate(prepared.network, cast(Any, prepared.validation), plan.dtype)
+        evaluation = time.perf_counter() - started
+        every = plan.eval_steps or steps_per_epoch(len(rows), plan)
+        steps = SHARE_OF_TIME * (60 * minutes - 2 * evaluation) / (step + evaluation / every)
+        write_json(found, {"max_steps": max(1, int(steps)), "seconds_per_step": step})
+    max_steps = json.loads(found.read_text(encoding="utf-8"))["max_steps"]
+    say(f"length   {max_steps:,} steps, for {minutes:g} minutes")
+    return replace(plan, max_steps=max_steps, num_epochs=max_steps / steps_per_epoch(len(rows), plan) + 1)
 
 
 def _evaluate(prepared: Prepared, reading: Reading, config: PretrainConfig, watch: Watch) -> Mapping[str, float]:
@@ -275,6 +300,7 @@ def _finish(reading: Reading, measure_all: Callable[[], Mapping[str, Any]], fold
     before, after = folder / BEFORE, measure_all()
     known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     before.unlink(missing_ok=True)
+    (folder / LENGTH_FOUND).unlink(missing_ok=True)
     texts = {name: {"before": known.get(name), "after": found} for name, found in after.items()}
     train = reading.parts[""][0]
     return {"pretraining": {"texts": texts, "train_bytes": train.num_bytes, "train_tokens": len(train.ids) - 1}}
