@@ -146,6 +146,15 @@ def test_an_encoder_with_a_new_head_learns_masked_words(tmp_path: Path) -> None:
     assert not info["missing_keys"]
 
 
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_from_scratch_mends_texts(architecture: str, book: Path, tmp_path: Path) -> None:
+    run = read(book, tmp_path / "run", **(SCRATCH | {"architecture": architecture, "max_steps": 12}))
+    losses = [point["validation_loss"] for point in run.outcome["curve"]]
+    assert losses[-1] < losses[0] - 0.3
+    assert run.network.model.config.is_encoder_decoder
+    assert run.manifest["task"] == "generation"
+
+
 def test_an_encoder_from_scratch_has_a_tokenizer_like_berts(book: Path, tmp_path: Path) -> None:
     run = read(book, tmp_path / "run", **(SCRATCH | {"architecture": "bert", "max_steps": 2, "optim": "adamw"}))
     assert run.network.tokenizer.cls_token == "[CLS]"

@@ -22,8 +22,9 @@ from tunesmith.assets import cache_root
 from tunesmith.config import TrainingConfig, TuneConfig
 from tunesmith.config_pretrain import SHAPE, PretrainConfig
 from tunesmith.data.corpus import divide, read_texts
-from tunesmith.data.corrupt import Marks, Masked
+from tunesmith.data.corrupt import Marks, Masked, Noised
 from tunesmith.data.ids import encode_texts
+from tunesmith.data.sides import find_sides
 from tunesmith.data.stream import Overlapping, Renewed, Some, Stream, Tokens, end_id, lay_out, mix
 from tunesmith.data.vocabulary import train_tokenizer
 from tunesmith.errors import InputError
@@ -53,6 +54,7 @@ SHARE_OF_TIME = 0.97
 # Tokens a parameter that spend a given arithmetic best (Hoffmann et al. 2022, arXiv 2203.15556, table 3).
 TOKENS_PER_PARAMETER = 20
 SHOWN_TOKENS = 48
+T5_MASK = "<extra_id_0>"
 # Keys of `tune` for rows with a task, which texts have not.
 UNUSED = ("weights", "kl_to_base", "ewc", "replay", "keep_data", "source_prefix", "task")
 
@@ -138,9 +140,7 @@ def _read(config: PretrainConfig, parts: Split, others: Mapping[str, Split]) -> 
         for name, one in {"": parts, **others}.items()
     }
     model_config = load_config(source, config.model)
-    if model_config.is_encoder_decoder:
-        raise InputError(f"'{config.model}' is an encoder-decoder, which pretrain does not train. Take another model")
-    if not is_encoder(model_config):
+    if not is_encoder(model_config) and not model_config.is_encoder_decoder:
         return Reading(
             lambda tokens: Stream(tokens, length, config.seed),
             lambda tokens: Overlapping(tokens, length),
@@ -150,10 +150,12 @@ def _read(config: PretrainConfig, parts: Split, others: Mapping[str, Split]) -> 
     marks = find_marks(tokenizer, config.model)
     room = length - 1 - (marks.first is not None)
 
-    def masked(tokens: Tokens) -> Renewed:
-        return Masked(Stream(tokens, room, config.seed), config.mask_share, marks, config.seed)
+    kind, share = (Noised, config.noise_share) if model_config.is_encoder_decoder else (Masked, config.mask_share)
 
-    return Reading(masked, masked, streams, False)
+    def damaged(tokens: Tokens) -> Renewed:
+        return kind(Stream(tokens, room, config.seed), share, marks, config.seed)
+
+    return Reading(damaged, damaged, streams, False)
 
 
 def find_marks(tokenizer: Any, name: str) -> Marks:
@@ -162,12 +164,17 @@ def find_marks(tokenizer: Any, name: str) -> Marks:
     Raises:
         InputError: the tokenizer has no mask.
     """
-    if tokenizer.mask_token_id is None:
+    mask = tokenizer.mask_token_id
+    if mask is None and T5_MASK in tokenizer.get_vocab():
+        mask = tokenizer.convert_tokens_to_ids(T5_MASK)
+    if mask is None:
         raise InputError(f"'{name}': its tokenizer has no mask_token, so no word can be masked. Set one")
     ((ids, _),) = encode_texts([""], tokenizer, 8)  # what stands around a text
     first = ids[0] if len(ids) > 1 else None
     last = ids[-1] if ids else end_id(tokenizer)
-    return Marks(tokenizer.mask_token_id, first, last, frozenset(tokenizer.all_special_ids), len(tokenizer))
+    sides = find_sides(tokenizer)
+    start = None if sides is None else sides.start
+    return Marks(mask, first, last, frozenset(tokenizer.all_special_ids), len(tokenizer), start)
 
 
 # The training
