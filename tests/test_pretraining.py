@@ -190,6 +190,7 @@ def test_an_architecture_of_ones_own(book: Path, tmp_path: Path) -> None:
         ({"architecture": "lama"}, "did you mean 'llama'"),
         ({"architecture": "llama", "width": 30, "heads": 4}, "each head must have an even share"),
         ({"architecture": "llama", "replay": 0.5}, "replay is for `tune`"),
+        ({"architecture": "llama", "also_measure": "other/book.txt"}, "have one name"),
         ({"architecture": "llama", "vocabulary": 50}, "vocabulary is 50; bpe needs 259"),
     ],
 )

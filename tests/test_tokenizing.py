@@ -17,7 +17,7 @@ from tunesmith.data.vocabulary import train_tokenizer
 from tunesmith.errors import InputError
 from tunesmith.tokenizing import Made, make_tokenizer, measure_fit
 
-GENERAL = "the cat sat on the mat and the dog sat on the cat, said the man; a plain word of the town\n" * 40
+GENERAL = "the cat sat on the mat, said the man; five quick brown foxes jump over a lazy dog in my town\n" * 40
 DOMAIN = "the hypervisor schedules a coroutine, and the coroutine calls the hypervisor; naïve mutexes wait\n" * 60
 
 
@@ -72,7 +72,7 @@ def test_words_begin_as_the_mean_of_their_pieces(kind: str, texts: Path, tmp_pat
     folder = base(kind, tmp_path / "base")
     made = make(texts, tmp_path / "made", extend=str(folder), num_words=3)
     extended, before = made.fits
-    assert made.words[:2] == ("coroutine", "hypervisor")
+    assert {"coroutine", "hypervisor"} < set(made.words)
     assert extended.characters_per_token > 1.3 * before.characters_per_token
     auto = AutoModelForCausalLM if kind == "llama" else AutoModel
     old, new = auto.from_pretrained(folder), auto.from_pretrained(tmp_path / "made")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -68,12 +68,24 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Run:
     used = [key for key in UNUSED if getattr(config, key)]
     if used:
         raise InputError(f"{used[0]} is for `tune`; pretrain reads texts, and mixes others among them with --mix")
+    _refuse_namesakes([config.data, *config.mix, *config.also_measure])
     parts = divide(read_texts(config.data, config), config)
     plain = config.model_copy(update={"columns": {}, "eval_data": None})
     others = {name: divide(read_texts(name, plain), plain) for name in (*config.mix, *config.also_measure)}
     if config.architecture is not None:
         config = config.model_copy(update={"model": str(begin_model(config, parts.train))})
     return tune(config, _with(parts, others), quiet, how=partial(_prepare, others))
+
+
+def _refuse_namesakes(texts: Sequence[str]) -> None:
+    """What is measured is told by the names of files."""
+    seen: dict[str, str] = {}
+    for name in texts:
+        other = seen.setdefault(Path(name).stem, name)
+        if other != name or texts.count(name) > 1:
+            raise InputError(
+                f"'{other}' and '{name}' have one name, so nobody could tell their numbers apart. Rename one"
+            )
 
 
 def _with(parts: Split, others: Mapping[str, Split]) -> Split:
@@ -191,7 +203,10 @@ def _prepare(others: Mapping[str, Split], config: TuneConfig, method: Method, pa
         return Some.of(train, config.max_train_samples), validation, reading.parts[""][0]
 
     prepared = prepare(config, method, parts, planned, read)
-    prepared = replace(prepared, signal=_scaling(prepared, reading))
+    forecast = prepared.forecast
+    if forecast is not None and config.max_minutes is not None:
+        forecast = replace(forecast, seconds=60 * config.max_minutes)
+    prepared = replace(prepared, signal=_scaling(prepared, reading), forecast=forecast)
     measure_all = partial(_measure_tests, prepared, reading, config)
     return replace(
         prepared,

@@ -163,7 +163,8 @@ def choose_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, num_w
     blank, plain = (encode_whole([text], tokenizer)[0].tolist() for text in (" a", "a"))
     given = [f" {word}" if blank != plain else word for word in often]
     saved = {
-        text: counts[word] * (len(ids_T) - 1)
+        # One that is unknown saves all of itself.
+        text: counts[word] * (len(word) if tokenizer.unk_token_id in ids_T else len(ids_T) - 1)
         for word, text, ids_T in zip(often, given, encode_whole(given, tokenizer, as_text=True), strict=True)
     }
     best = sorted((text for text, gain in saved.items() if gain), key=lambda text: (-saved[text], text))
