@@ -30,7 +30,7 @@ LEVELS = (
     ("feedback",),
     ("evaluation",),
     ("planning", "survey", "checking"),
-    ("pretraining",),
+    ("pretraining", "tokenizing"),
     ("tuning",),
     ("forecasting",),
     ("runs",),
