@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.api import align, compare, evaluate, forgetting, load, plan, predict, reward, tune
+    from tunesmith.api import align, compare, evaluate, forgetting, load, load_adapters, plan, predict, reward, tune
     from tunesmith.evaluation.compare import Comparison
     from tunesmith.runs.run import Run
     from tunesmith.train.plan import Forecast
@@ -22,6 +22,7 @@ __all__ = [
     "evaluate",
     "forgetting",
     "load",
+    "load_adapters",
     "plan",
     "predict",
     "reward",
@@ -34,7 +35,19 @@ _HOMES = {
     "Forecast": "tunesmith.train.plan",
     "Run": "tunesmith.tuning",
     **dict.fromkeys(
-        ("align", "compare", "evaluate", "forgetting", "load", "plan", "predict", "reward", "tune"), "tunesmith.api"
+        (
+            "align",
+            "compare",
+            "evaluate",
+            "forgetting",
+            "load",
+            "load_adapters",
+            "plan",
+            "predict",
+            "reward",
+            "tune",
+        ),
+        "tunesmith.api",
     ),
 }
 

@@ -267,10 +267,10 @@ class TrainingConfig(DataConfig):
     gradient_checkpointing: Switch = Field(
         False, description="Blocks keep their inputs alone and run again in the backward pass."
     )
-    optim: Literal["adamw", "adamw_8bit", "galore"] = Field(
+    optim: Literal["adamw", "adamw_8bit", "galore", "muon"] = Field(
         "adamw",
         description="Optimizer; adamw_8bit keeps its states in eight bits, two bytes a weight instead of eight, galore "
-        "only those of a gradient's main directions.",
+        "only those of a gradient's main directions; muon makes the changes of matrices orthogonal.",
     )
     galore_rank: int = Field(128, gt=0, description="galore: how many directions of a matrix.")
     weights_dtype: Literal["float32", "bfloat16"] = Field(
@@ -354,6 +354,8 @@ class CompareConfig(TrainingConfig):
     )
     max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")
     max_generated: int = Field(32, ge=0, description="Generation: so many test rows are answered for ROUGE-L.")
+    documents: str | None = Field(None, description="Folder of .txt and .md files that rag finds answers in.")
+    with_rag: bool = Field(False, description="Generation: each tuned model answers once more, behind found passages.")
     forgetting: bool = Field(False, description="Measure also what each method makes worse of what the base could do.")
     also_keep: str | None = Field(None, description="forgetting: a second data set of yours, scored before and after.")
 

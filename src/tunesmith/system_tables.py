@@ -45,6 +45,25 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     return table
 
 
+def use_table(content: Mapping[str, Any]) -> Table | None:
+    """What each answer costs; None where nothing was asked of a model."""
+    asked = [system for system in content["systems"] if system.get("prompt_tokens")]
+    if not asked:
+        return None
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("to answer")
+    for title in ("tokens read", "seconds", "stored"):
+        table.add_column(title, justify="right")
+    table.add_column("chosen")
+    for system in asked:
+        stored = describe_bytes(system["stored_bytes"]) if system["stored_bytes"] else "-"
+        cost = (f"{system['prompt_tokens']:,.0f}", f"{system['answer_seconds']:.3f}", stored)
+        table.add_row(system["name"], *cost, system["note"])
+    table.caption = "for each test row, answered in batches; stored: what the run adds to the disk"
+    table.caption_justify = "left"
+    return table
+
+
 def forgetting_columns(systems: Sequence[Mapping[str, Any]]) -> list[str]:
     """The measures of forgetting that a comparison shows beside the metrics; the page has all of them."""
     names = dict.fromkeys(name for system in systems for name in forgotten(system))

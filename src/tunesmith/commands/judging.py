@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json, print_lines
-from tunesmith.config import CompareConfig, split_mapping
+from tunesmith.config import CompareConfig, split_list, split_mapping
 from tunesmith.config_align import JudgeConfig
 from tunesmith.errors import InputError
 from tunesmith.flags import flags_of
 from tunesmith.storage import write_text
-from tunesmith.system_tables import comparison_table, duel_lines, forgetting_table
+from tunesmith.system_tables import comparison_table, duel_lines, forgetting_table, use_table
 
 
 @flags_of(CompareConfig)
@@ -46,6 +46,9 @@ def _compare(config: CompareConfig, as_json: bool) -> None:
     if as_json:
         return print_json(comparison.content)
     out.print(comparison_table(comparison.content))
+    cost = use_table(comparison.content)
+    if cost is not None:
+        out.print(cost)
     out.print(comparison.verdict.reason, markup=False)
     out.print(f"report  {comparison.report}", markup=False)
 
@@ -146,15 +149,19 @@ def predict(
         out.print(f"{len(lines):,} predictions written to {output}", markup=False)
 
 
-def chat(run: str, /, *, system: str | None = None, temperature: float = 0.0, max_new_tokens: int = 256) -> None:
+def chat(
+    run: str, /, *, also: str = "", system: str | None = None, temperature: float = 0.0, max_new_tokens: int = 256
+) -> None:
     """Talk to a run, or to a decoder as it is, in the terminal. /new starts anew, /quit ends.
 
     Parameters
     ----------
     run: A run folder, or a model by catalogue name, folder or hub name.
+    also: Folders of further runs of the same base, separated by commas; `/use NAMES` says whose adapters answer.
     system: A system prompt.
     temperature: 0 takes the likeliest token each time.
     """
     from tunesmith.evaluation.predict import converse
+    from tunesmith.models.generate import Decoding
 
-    converse(run, system, temperature, max_new_tokens)
+    converse(run, split_list(also), system, Decoding(max_new_tokens, temperature))  # type: ignore[arg-type]

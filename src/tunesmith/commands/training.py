@@ -8,6 +8,7 @@ from typing import Any
 from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json, print_lines, print_run
 from tunesmith.config import ExportConfig, PlanConfig, TuneConfig
 from tunesmith.config_align import AlignConfig, RewardConfig
+from tunesmith.config_pretrain import PretrainConfig
 from tunesmith.flags import flags_of
 from tunesmith.tables import plan_table
 
@@ -19,6 +20,15 @@ def tune(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any)
     from tunesmith.tuning import tune as run_stage
 
     print_run(run_stage(read_config(config, given(settings), TuneConfig)), as_json)
+
+
+@flags_of(PretrainConfig)
+def pretrain(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Train a model to go on with texts, or to mend them: from scratch, or further from where it is."""
+    from tunesmith.pretraining import pretrain as run_stage
+    from tunesmith.runs.place import read_config
+
+    print_run(run_stage(read_config(config, given(settings), PretrainConfig)), as_json)
 
 
 @flags_of(RewardConfig)

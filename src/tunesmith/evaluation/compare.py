@@ -23,15 +23,18 @@ from typing import Any
 from tunesmith.config import CompareConfig
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
-from tunesmith.evaluation.baselines import BASELINES, find_baseline
+from tunesmith.evaluation.baselines import BASELINES, BOUND, find_baseline
 from tunesmith.evaluation.beside import count_confusions, set_beside
 from tunesmith.evaluation.forgetting import load_second
 from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
 from tunesmith.evaluation.metrics import METRICS, paired_difference
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.report import write_report
+from tunesmith.evaluation.retrieval import read_passages
+from tunesmith.evaluation.systems import WITH_RAG
 from tunesmith.methods.table import choose_methods
-from tunesmith.models.load import is_encoder, load_config, resolve_model
+from tunesmith.models.heads import is_encoder
+from tunesmith.models.load import load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
 from tunesmith.runs.folder import FROZEN, locked, look
 from tunesmith.runtime import choose_device, choose_precision, describe_machine, versions
@@ -72,6 +75,9 @@ class Comparison:
                 "trainable_parameters": system.trainable_parameters,
                 "peak_memory": system.peak_memory,
                 "train_seconds": system.train_seconds,
+                "prompt_tokens": system.prompt_tokens,
+                "answer_seconds": system.answer_seconds,
+                "stored_bytes": system.stored_bytes,
                 "error": system.error,
             }
             for one in system.forgotten:
@@ -105,6 +111,8 @@ def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
     find_max_length(config)
     start_server()
     parts = load_split(config) if parts is None else parts
+    if config.documents is not None:
+        read_passages(Path(config.documents).expanduser())
     if config.also_keep is not None:
         load_second(config.also_keep, parts.train.task)  # what is wrong with it is said before anything is trained
     jobs = _make_jobs(config, folder, parts)
@@ -137,9 +145,12 @@ def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
         reason = find_baseline(name).why_not(task, is_decoder)
         if reason:
             raise InputError(f"baseline '{name}': {reason}. Fitting here: {', '.join(fitting)}")
-    named = [("baseline", name) for name in wanted] + [("method", name) for name in config.methods]
+    readers = [name + WITH_RAG for name in config.methods] if config.with_rag else []
+    if readers and (task != "generation" or not is_decoder):
+        raise InputError("with_rag is for a decoder that answers questions. Leave it out")
+    named = [("baseline", name) for name in wanted] + [("method", name) for name in (*config.methods, *readers)]
     return [
-        Job(name, kind, folder / f"{kind}s" / name, config, parts, _key(config, parts, kind, name))
+        Job(name, kind, folder / f"{kind}s" / name, config, parts, _key(config, parts, kind, name), name in readers)
         for kind, name in named
     ]
 
@@ -147,7 +158,7 @@ def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
 def _key(config: CompareConfig, parts: Split, kind: str, name: str) -> str:
     """sha256 over the configuration that bears on this system and over its data."""
     relevant = config.model_dump(mode="json", exclude=NO_INPUTS)
-    relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name)}
+    relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name.removesuffix(WITH_RAG))}
     relevant |= {"data": [part.fingerprint for part in (parts.train, parts.validation, parts.test)]}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
@@ -210,6 +221,10 @@ def _describe_data(config: CompareConfig, parts: Split) -> dict[str, Any]:
     }
 
 
+def _value(system: System, metric: str) -> float:
+    return system.metrics[metric].value if metric in system.metrics else float("nan")
+
+
 class _Judge:
     """Ranks systems by the primary metric and weighs a gain against its cost."""
 
@@ -217,7 +232,7 @@ class _Judge:
         self._folder, self._metric, self._seed = folder, metric, seed
         self._sign = 1 if higher_is_better else -1
         self._ranked = sorted(
-            (system for system in systems if metric in system.metrics and not isnan(system.metrics[metric].value)),
+            (one for one in systems if one.family != BOUND and not isnan(_value(one, metric))),
             key=lambda system: -self._sign * system.metrics[metric].value,
         )
         self._best_baseline = next((system for system in self._ranked if system.kind == "baseline"), None)
@@ -249,10 +264,22 @@ class _Judge:
         if baseline is None:
             return text
         if chosen.kind == "baseline":
-            return text + " On this data, tuning is not worth its cost."
+            return text + " On this data, tuning is not worth its cost." + self._cost_of_use(chosen)
         gap = self._difference(chosen, baseline)
         verb = "beats" if self._is_better(gap) else "does not clearly beat"
         return text + f" It {verb} the strongest baseline, {baseline.name}: difference {gap}."
+
+    def _cost_of_use(self, chosen: System) -> str:
+        """What a baseline that needs no tuning asks for each answer instead, beside the best tuned system."""
+        tuned = next((system for system in self._ranked if system.kind == "method"), None)
+        if tuned is None or not tuned.prompt_tokens or not chosen.prompt_tokens:
+            return ""
+        if chosen.prompt_tokens < 1.5 * tuned.prompt_tokens:
+            return ""
+        return (
+            f" But it reads {chosen.prompt_tokens:.0f} tokens for each answer where {tuned.name} reads "
+            f"{tuned.prompt_tokens:.0f}: whoever asks often pays for that."
+        )
 
     def _is_worse(self, system: System, best: System) -> bool:
         gap = self._difference(system, best)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.pack import epoch_batches, find_longest, pack
+from tunesmith.data.stream import Renewed
 from tunesmith.models.embedding import clear_gradients
 from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch, TokenizedExample
@@ -238,6 +239,7 @@ class _Windows:
         progress, plan = state.progress, self._plan
         if self._epoch != progress.epoch:  # shuffled once an epoch, not once a step
             self._epoch = progress.epoch
+            self._renew(progress.epoch)
             self._batches = epoch_batches(len(self._rows), plan.batch_size, plan.seed, progress.epoch)
         start = progress.window * plan.accumulation
         parts = [
@@ -249,8 +251,13 @@ class _Windows:
 
     def longest(self, state: State) -> list[PackedBatch]:
         """The batch with the most tokens of this epoch, in as many parts as it runs in."""
+        self._renew(state.progress.epoch)
         batches = epoch_batches(len(self._rows), self._plan.batch_size, self._plan.seed, state.progress.epoch)
         return self._pack(_split(find_longest(self._rows, batches), state.progress.num_parts))
+
+    def _renew(self, epoch: int) -> None:
+        if isinstance(self._rows, Renewed):
+            self._rows = self._rows.in_epoch(epoch)
 
     def _pack(self, parts: Sequence[list[int]]) -> list[PackedBatch]:
         network = self._network
