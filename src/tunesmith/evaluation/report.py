@@ -35,6 +35,7 @@ def write_report(path: Path, comparison: Mapping[str, Any]) -> None:
         "pictures": {name: Markup(svg) for name, svg in draw(comparison).items()},  # noqa: S704 (escaped in plots)
         "done": [system for system in comparison["systems"] if not system["error"]],
         "failed": [system for system in comparison["systems"] if system["error"]],
+        "asked": [system for system in comparison["systems"] if system.get("prompt_tokens")],
     }
     filters: dict[str, Callable[..., str]] = {"interval": interval, "bytes": size, "seconds": seconds, "count": count}
     write_page(path, "tunesmith.evaluation", TEMPLATE, values, filters)
