@@ -51,7 +51,8 @@ def macro_f1(rng: np.random.Generator, counts: Floats) -> tuple[Floats, float]:
     scores = 0.0
     for label in range(3):
         both = (true == label) & (said == label)
-        scores += 2 * (counts @ both.astype(np.float32)) / (counts @ (1.0 * (true == label) + (said == label)))
+        held = counts @ (1.0 * (true == label) + (said == label)).astype(np.float32)
+        scores += 2 * (counts @ both.astype(np.float32)) / np.maximum(held, 1)  # 0 where no row has the class
     return np.asarray(scores) / 3, 0.8
 
 
