@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.api import align, compare, evaluate, load, plan, predict, pretrain, reward, tokenizer, tune
+    from tunesmith.api import (
+        align,
+        compare,
+        evaluate,
+        forgetting,
+        load,
+        load_adapters,
+        plan,
+        predict,
+        pretrain,
+        reward,
+        tokenizer,
+        tune,
+    )
     from tunesmith.evaluation.compare import Comparison
     from tunesmith.runs.run import Run
     from tunesmith.train.plan import Forecast
@@ -20,7 +33,9 @@ __all__ = [
     "align",
     "compare",
     "evaluate",
+    "forgetting",
     "load",
+    "load_adapters",
     "plan",
     "predict",
     "pretrain",
@@ -35,7 +50,20 @@ _HOMES = {
     "Forecast": "tunesmith.train.plan",
     "Run": "tunesmith.tuning",
     **dict.fromkeys(
-        ("align", "compare", "evaluate", "load", "plan", "predict", "pretrain", "reward", "tokenizer", "tune"),
+        (
+            "align",
+            "compare",
+            "evaluate",
+            "forgetting",
+            "load",
+            "load_adapters",
+            "plan",
+            "predict",
+            "pretrain",
+            "reward",
+            "tokenizer",
+            "tune",
+        ),
         "tunesmith.api",
     ),
 }

@@ -65,6 +65,7 @@ from tunesmith.runtime import (
 from tunesmith.signals import listening
 from tunesmith.storage import describe_files, explained, write_json, write_text
 from tunesmith.terminal import say
+from tunesmith.trackers import Trackers, check_trackers
 from tunesmith.train.checkpoint import Start, estimate_bytes, find_newest, step_of
 from tunesmith.train.clock import Clock
 from tunesmith.train.course import Watch
@@ -130,6 +131,7 @@ def tune(
         KeyboardInterrupt: asked to stop; a checkpoint was made, and a note says how to go on.
     """
     (method,) = choose_methods((config.method,), config.method_options)
+    check_trackers(config.report_to)
     with listening():
         place = choose_place(config, method.name)
         parts = with_replay(config, load_split(config) if parts is None else parts)
@@ -171,6 +173,8 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
     )
     start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network)))
     log = MetricsLog(folder / METRICS, how_to_go_on(folder))
+    trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
+    log.followers.append(trackers.write)
     try:
         watch = Watch(
             evaluate=prepared.evaluate or partial(_evaluate, prepared),
@@ -191,6 +195,7 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
         return outcome
     finally:
         log.close()
+        trackers.close()
 
 
 def _name_row(prepared: Prepared, row: int) -> str:
@@ -250,6 +255,7 @@ def prepare(
     rates = find_rates(network, method, config)
     kept = remember(network, method, config, dtype)
     plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates, kept=kept)
+    plan = replace(plan, attend=method.attend and partial(method.attend, network, config))
     if isinstance(plan.terms, Preference) and isinstance(train, TokenRows) and isinstance(validation, TokenRows):
         train, validation = (with_reference(network, rows, plan.terms, dtype) for rows in (train, validation))
     return Prepared(network, method, parts, train, validation, plan, signal, forecast)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tests.parity.tiny import make_model, make_tokenizer
 from transformers import PreTrainedModel
 
@@ -208,7 +207,6 @@ def _work(arguments: list[str], log: Path, shared: Any, hooks: tuple[str, int, t
         os.dup2(file.fileno(), 2)
     for number in HEEDED:  # tests that run in a shell's background have SIGINT ignored, which is inherited and heeded
         signal.signal(number, signal.SIG_DFL)
-    torch.set_num_threads(2)
     from tests.faults import sabotages
 
     from tunesmith import cli, tuning

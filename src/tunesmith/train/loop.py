@@ -64,6 +64,8 @@ def fit(
     parameters = trainable(network)
     state = State(parameters, optimizer_for(network, parameters, plan), plan.device)
     num_steps = count_steps(len(rows), plan)
+    if plan.attend is not None:
+        plan.attend(state.optimizer, num_steps)
     course = Course(network, plan, watch, state, (num_steps, steps_per_epoch(len(rows), plan)))
     training = _Training(network, rows, plan, watch, state, course.saver)
     return course.run(training.advance, start, training.rehearse if num_steps >= FEWEST_TO_REHEARSE else None)
