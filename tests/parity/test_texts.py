@@ -96,6 +96,7 @@ def _compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@pytest.mark.filterwarnings("ignore:Version v4.12.0:FutureWarning")  # of EncoderDecoderModel with labels
 @pytest.mark.parametrize("kind", ["t5", "bart", "bert2bert"])
 def test_what_was_left_out(kind: str, tmp_path: Path) -> None:
     """Spans behind masks, and the whole text to be written: transformers' own loss, row by row."""
