@@ -1,8 +1,9 @@
 """Three families of models on seven tasks, with full tuning beside methods that train little: what each learns.
 
-    python examples/families_and_tasks.py FOLDER [--tasks tactics,ratings]
+    python examples/families_and_tasks.py FOLDER [--tasks tactics,ratings] [--methods lora]
 
-Models and data are the catalogue's. What is finished in FOLDER is not run again, so it may be stopped and gone on with.
+Models and data are the catalogue's. What is finished in FOLDER is not run again, so it may be stopped and gone on with,
+or begun with some methods and gone on with more.
 LoRA has rank 4 for the encoder, so that it trains less than 2 % of the parameters with the new head.
 """
 
@@ -20,8 +21,8 @@ from tunesmith.assets import dataset_file
 Row = dict[str, Any]
 ENCODER = {"model": "minilm-l6", "methods": ["full", "lora", "parallel"], "lora_r": 4, "num_train_epochs": 4}
 ENCODER |= {"max_train_samples": 1000, "max_validation_samples": 200, "max_test_samples": 1000}
-WRITER = {"model": "smollm2-135m-instruct", "methods": ["full", "lora"], "baselines": ["zero-shot"]}
-WRITER |= {"max_train_samples": 240, "max_validation_samples": 32, "max_test_samples": 64, "max_generated": 64}
+WRITER = {"model": "smollm2-135m-instruct", "methods": ["full", "last-layers", "lora"], "baselines": ["zero-shot"]}
+WRITER |= {"max_train_samples": 240, "max_validation_samples": 24, "max_test_samples": 64, "max_generated": 64}
 
 
 def one_tactic(rows: Sequence[Row]) -> list[Row]:
@@ -40,10 +41,24 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
     "all-tactics": (ENCODER | {"data": "attack-procedures", "task": "multi-label"}, "", None),
     "ratings": (ENCODER | {"data": "vader-movies", "task": "regression"}, "", None),
     "names": (ENCODER | {"data": "attack-procedures", "task": "token-classification"}, "", None),
-    "answers": (WRITER | {"data": "construction-faq", "num_train_epochs": 3}, "", None),
-    "translation": (WRITER | {"data": "construction-translation", "num_train_epochs": 2}, "", None),
+    "answers": (
+        WRITER | {"data": "construction-faq", "num_train_epochs": 2, "max_train_samples": 96, "max_test_samples": 32},
+        "",
+        None,
+    ),
+    "translation": (
+        WRITER | {"data": "construction-translation", "num_train_epochs": 2, "max_train_samples": 160},
+        "",
+        None,
+    ),
     "questions": (
-        WRITER | {"model": "bert2bert", "data": "construction-faq", "num_train_epochs": 10},
+        WRITER
+        | {
+            "model": "bert2bert",
+            "methods": ["full", "cross-attention"],
+            "data": "construction-faq",
+            "num_train_epochs": 10,
+        },
         "generation",
         question_of,
     ),
@@ -85,11 +100,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--methods", help="instead of those of each task")
     asked = parser.parse_args()
+    chosen = {"methods": asked.methods.split(",")} if asked.methods else {}
     asked.folder.mkdir(parents=True, exist_ok=True)
     for task in asked.tasks.split(","):
         output = asked.folder / task
-        tunesmith.compare(**prepared(task, asked.folder), output=output, check=False)
+        tunesmith.compare(**prepared(task, asked.folder) | chosen, output=output, check=False)
         systems = json.loads((output / "comparison.json").read_text(encoding="utf-8"))["systems"]
         print(f"\n## {task}\n\n{as_markdown(systems)}", flush=True)
 

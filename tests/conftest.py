@@ -1,4 +1,4 @@
-"""What holds for every test: no hub, the same random numbers, two threads.
+"""What holds for every test: no hub, the same random numbers, one thread to each of two workers.
 
 TUNESMITH_CACHE is left as it is: what the catalogue has fetched serves tests and demo alike.
 """
@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "2"
+os.environ["OMP_NUM_THREADS"] = "1"
 # Threads that wait asleep: where something else needs a core, spinning ones make tiny models ten times slower.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ LEVELS = (
     ("cli",),
     ("commands",),
     ("api",),
-    ("tables", "flags"),
+    ("tables", "system_tables", "flags"),
     ("studio", "serve", "export", "inspection"),
     ("judging",),
     ("aligning",),
@@ -30,16 +30,17 @@ LEVELS = (
     ("feedback",),
     ("evaluation",),
     ("planning", "survey", "checking"),
-    ("tuning", "pretrain"),
+    ("pretraining", "tokenizing"),
+    ("tuning",),
     ("forecasting",),
     ("runs",),
     ("methods",),
     ("train",),
     ("models",),
     ("data",),
-    ("config_align",),
+    ("config_align", "config_pretrain"),
     ("assets", "config", "runtime", "chips"),
-    ("pages", "unpacking"),
+    ("pages", "unpacking", "trackers"),
     ("storage",),
     ("terminal", "signals"),
     ("records", "errors"),
@@ -47,7 +48,18 @@ LEVELS = (
 """Top first. A part imports from lower lines only, never from its own line."""
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 FAMILIES = tuple(f"tunesmith.methods.{name}" for name in ("full", "selective", "additive", "reparam"))
-MEASURES = ("metrics", "predictions", "of_classes", "of_answers", "answers", "tags", "rankings", "duels")
+MEASURES = (
+    "metrics",
+    "predictions",
+    "of_classes",
+    "of_answers",
+    "answers",
+    "tags",
+    "rankings",
+    "duels",
+    "drift",
+    "intervals",
+)
 PURE = (
     "tunesmith.train.losses",
     "tunesmith.train.preference",

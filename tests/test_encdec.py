@@ -59,8 +59,10 @@ def config(model: str, data: str, output: Path, **more: object) -> TuneConfig:
     return TuneConfig(**{**keys, "model": model, "data": data, "output": output, "check": False, **more})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "bottleneck"])
-@pytest.mark.parametrize("kind", KINDS)
+METHODS_OF_KINDS = [("t5", "full"), ("bart", "lora"), ("bert2bert", "bottleneck")]
+
+
+@pytest.mark.parametrize(("kind", "method"), METHODS_OF_KINDS)
 def test_a_run_comes_back_as_it_was_trained(kind: str, method: str, data: str, tmp_path: Path) -> None:
     settings = config(saved(kind, tmp_path / "model"), data, tmp_path / "run", method=method, source_prefix="w20 ")
     run = tune(settings, quiet=True)

@@ -251,7 +251,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     assert digest(again.folder) == digest(whole.folder)
 
 
-@pytest.mark.parametrize("kind", ["token-classification", "multi-label", "pairs"])
+SOAKED = [pytest.param(kind, marks=pytest.mark.soak) for kind in ("multi-label", "pairs")]
+
+
+@pytest.mark.parametrize("kind", ["token-classification", *SOAKED])
 def test_a_plan_foresees_them(kind: str, tmp_path: Path) -> None:
     base = make_base("bert", tmp_path / "base")
     given = {"model": str(base), "data": "rows", "methods": "full,last-layers,lora", "device": "cpu", "check": False}

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.api import align, compare, evaluate, load, plan, predict, reward, tune
+    from tunesmith.api import (
+        align,
+        compare,
+        evaluate,
+        forgetting,
+        load,
+        load_adapters,
+        plan,
+        predict,
+        pretrain,
+        reward,
+        tokenizer,
+        tune,
+    )
     from tunesmith.evaluation.compare import Comparison
     from tunesmith.runs.run import Run
     from tunesmith.train.plan import Forecast
@@ -20,10 +33,14 @@ __all__ = [
     "align",
     "compare",
     "evaluate",
+    "forgetting",
     "load",
+    "load_adapters",
     "plan",
     "predict",
+    "pretrain",
     "reward",
+    "tokenizer",
     "tune",
 ]
 __version__ = "0.1.0"
@@ -32,7 +49,23 @@ _HOMES = {
     "Comparison": "tunesmith.evaluation.compare",
     "Forecast": "tunesmith.train.plan",
     "Run": "tunesmith.tuning",
-    **dict.fromkeys(("align", "compare", "evaluate", "load", "plan", "predict", "reward", "tune"), "tunesmith.api"),
+    **dict.fromkeys(
+        (
+            "align",
+            "compare",
+            "evaluate",
+            "forgetting",
+            "load",
+            "load_adapters",
+            "plan",
+            "predict",
+            "pretrain",
+            "reward",
+            "tokenizer",
+            "tune",
+        ),
+        "tunesmith.api",
+    ),
 }
 
 

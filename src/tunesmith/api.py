@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,21 @@ from tunesmith import planning
 from tunesmith.aligning import align as align_stage
 from tunesmith.config import CompareConfig, PlanConfig, TrainingConfig, TuneConfig
 from tunesmith.config_align import AlignConfig, RewardConfig
+from tunesmith.config_pretrain import PretrainConfig, TokenizerConfig
 from tunesmith.data import sources
 from tunesmith.data.parts import split_examples
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
+from tunesmith.evaluation.forgetting import Change, measure_forgetting
+from tunesmith.pretraining import pretrain as pretrain_stage
 from tunesmith.records import Score
 from tunesmith.rewarding import train_reward
+from tunesmith.runs.adapters import Adapters
+from tunesmith.runs.adapters import load_adapters as adapters_of
 from tunesmith.runs.run import Run
+from tunesmith.tokenizing import Made
+from tunesmith.tokenizing import make_tokenizer as tokenizer_stage
 from tunesmith.train.plan import Forecast
 from tunesmith.tuning import tune as tune_stage
 
@@ -37,6 +44,27 @@ def tune(*, model: str, data: Any, method: str = "lora", quiet: bool = False, **
     """
     config = TuneConfig.read(given={"model": model, "data": _name(data), "method": method, **settings})
     return tune_stage(config, _parts(data, config), quiet)
+
+
+def pretrain(*, data: str | Path, quiet: bool = False, **settings: Any) -> Run:
+    """Trains a model on texts, from scratch (architecture="llama") or further (model=...), and saves the run.
+
+    `run.manifest["pretraining"]["texts"]` has perplexity and bits a byte of the test parts.
+
+    Args:
+        data: text files, a folder, rows with a text, a catalogue or hub name.
+        settings: any key of `tunesmith pretrain`, for example mix={"general.jsonl": 0.3}; for the rest see `tune`.
+    """
+    return pretrain_stage(PretrainConfig.read(given={"data": str(data), **settings}), quiet)
+
+
+def tokenizer(*, data: str | Path, **settings: Any) -> Made:
+    """Trains a tokenizer on texts, or gives a model (extend=...) tokens for their words; measures it on other texts.
+
+    Args:
+        settings: any key of `tunesmith tokenizer`, for example kind="unigram" or vocabulary=4096.
+    """
+    return tokenizer_stage(TokenizerConfig.read(given={"data": str(data), **settings}))
 
 
 def reward(*, model: str, data: Any, quiet: bool = False, **settings: Any) -> Run:
@@ -90,20 +118,42 @@ def load(run: str | Path) -> Run:
     return Run.open(run)
 
 
-def predict(run: Run | str | Path, texts: Sequence[Any], max_new_tokens: int = 256) -> list[dict[str, Any]]:
+def load_adapters(runs: Sequence[str | Path] | Mapping[str, str | Path]) -> Adapters:
+    """Several runs of one base as one model, to be switched by name or set to work together:
+
+        adapters = tunesmith.load_adapters(["runs/short", "runs/polite"])
+        adapters.use("short", "polite")
+        tunesmith.predict(adapters, ["May I build a shed?"])
+
+    Args:
+        runs: their folders, whose names they have; or names of your own with the folder of each.
+    """
+    return adapters_of(runs)
+
+
+def predict(run: Run | Adapters | str | Path, texts: Sequence[Any], max_new_tokens: int = 256) -> list[dict[str, Any]]:
     """One mapping per text: label and probability, labels and probabilities, score, tags, or answer.
 
     A text is a string; a pair of strings for a run that was trained on pairs; a list of words, or a string that is
     divided at its blanks, for token classification.
     """
-    opened = run if isinstance(run, Run) else Run.open(run)
+    opened = Run.open(run) if isinstance(run, str | Path) else run
     return tasks.predict_texts(opened.network, texts, max_new_tokens)
 
 
-def evaluate(model: Run | str | Path, data: Any, **settings: Any) -> Score:
+def evaluate(model: Run | Adapters | str | Path, data: Any, **settings: Any) -> Score:
     """Scores a run, or a decoder as it is, on labelled rows."""
-    network = model.network if isinstance(model, Run) else tasks.open_network(str(model))
+    network = tasks.open_network(str(model)) if isinstance(model, str | Path) else model.network
     return tasks.evaluate(network, data, **settings)
+
+
+def forgetting(run: Run | str | Path, also_keep: Any = None) -> list[Change]:
+    """What a run has forgotten of what its base model could do, by measure, each with its interval.
+
+    Args:
+        also_keep: a second data set, scored before and after.
+    """
+    return measure_forgetting(run if isinstance(run, Run) else Run.open(run), also_keep)
 
 
 def _name(data: Any) -> str:

@@ -263,13 +263,14 @@ class TrainingConfig(DataConfig):
     memory: Literal["balanced", "low"] = Field(
         "balanced", description="low: less memory for more time; sets gradient_checkpointing and optim where not given."
     )
+    report_to: Names = Field((), description="Trackers that get the numbers too: tensorboard, trackio, wandb, mlflow.")
     gradient_checkpointing: Switch = Field(
         False, description="Blocks keep their inputs alone and run again in the backward pass."
     )
-    optim: Literal["adamw", "adamw_8bit", "galore"] = Field(
+    optim: Literal["adamw", "adamw_8bit", "galore", "muon"] = Field(
         "adamw",
         description="Optimizer; adamw_8bit keeps its states in eight bits, two bytes a weight instead of eight, galore "
-        "only those of a gradient's main directions.",
+        "only those of a gradient's main directions; muon makes the changes of matrices orthogonal.",
     )
     galore_rank: int = Field(128, gt=0, description="galore: how many directions of a matrix.")
     weights_dtype: Literal["float32", "bfloat16"] = Field(
@@ -278,6 +279,7 @@ class TrainingConfig(DataConfig):
     quantization: Literal["int8", "nf4"] | None = Field(
         None, description="lora, dora: keep the frozen matrices in eight or four bits; none when not given."
     )
+    loftq: Switch = Field(False, description="With quantization, lora: begin with what the frozen matrices lose by it.")
     num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
     num_first_layers: int = Field(2, gt=0, description="first-layers: how many layers are trained.")
     trained_parameters: Names | None = Field(
@@ -353,6 +355,16 @@ class CompareConfig(TrainingConfig):
     )
     max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")
     max_generated: int = Field(32, ge=0, description="Generation: so many test rows are answered for ROUGE-L.")
+    documents: str | None = Field(None, description="Folder of .txt and .md files that rag finds answers in.")
+    with_rag: bool = Field(False, description="Generation: each tuned model answers once more, behind found passages.")
+    forgetting: bool = Field(False, description="Measure also what each method makes worse of what the base could do.")
+    also_keep: str | None = Field(None, description="forgetting: a second data set of yours, scored before and after.")
+
+    @model_validator(mode="after")
+    def _also_keep_is_used(self) -> Self:
+        if self.also_keep is not None and not self.forgetting:
+            raise ValueError("also_keep names what should not be forgotten; ask for it with forgetting")
+        return self
 
     @model_validator(mode="after")
     def _learning_rates_are_used(self) -> Self:

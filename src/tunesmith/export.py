@@ -26,7 +26,7 @@ from tunesmith.models.packed import packed_logits
 from tunesmith.models.quantized import unpack_base
 from tunesmith.models.wrap import unwrap_merged
 from tunesmith.records import TokenizedExample
-from tunesmith.runs.run import Run, refuse_damaged
+from tunesmith.runs.run import Run, refuse_damaged, refuse_strangers
 from tunesmith.storage import appearing, check_space, explained
 
 # Rows of drawn tokens on which a merged model is compared with the run, and how far apart their logits may be.
@@ -165,19 +165,14 @@ def _blend(runs: Sequence[Run], config: ExportConfig) -> Network:
 
 
 def _load_base(runs: Sequence[Run]) -> Network:
-    parents = [run.manifest["parent"] for run in runs]
+    refuse_strangers(runs)
     first = runs[0].manifest
-    for run, parent in zip(runs, parents, strict=True):
-        if parent["fingerprint"] != parents[0]["fingerprint"] or run.manifest["task"] != first["task"]:
-            raise InputError(
-                f"{run.folder} and {runs[0].folder}: of different base models or tasks ({parent['name']}, "
-                f"{run.manifest['task']}; {parents[0]['name']}, {first['task']}). Only runs of one base can be combined"
-            )
+    parent = first["parent"]
     if len(runs) > 1 and first["task"] != "generation":
         raise InputError(f"each run has a head of its own for {first['task']}, and heads cannot be combined")
-    base = load_network(parents[0]["name"], first["task"], first["class_names"], torch.float32)
-    if base.fingerprint != parents[0]["fingerprint"]:
-        raise InputError(f"'{parents[0]['name']}' is no longer the model from which {runs[0].folder} was made")
+    base = load_network(parent["name"], first["task"], first["class_names"], torch.float32)
+    if base.fingerprint != parent["fingerprint"]:
+        raise InputError(f"'{parent['name']}' is no longer the model from which {runs[0].folder} was made")
     return base
 
 

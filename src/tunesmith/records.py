@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # records are read by commands that must start quickly
     import torch
@@ -34,9 +34,11 @@ JUDGED: Mapping[Task, Literal["rows", "words", "answers", "rankings"]] = {
     "generation": "answers",
     "ranking": "rankings",
     "preference": "rankings",
+    "text": "answers",
 }
-# Those that data is for. Preference is what `align` makes of rankings: a model is to write the better answers.
-TASKS: tuple[Task, ...] = tuple(task for task in JUDGED if task != "preference")
+# Those that data is for. Preference is what `align` makes of rankings: a model is to write the better answers; text is
+# for `pretrain`, of which every token is one to be written, or found again behind a mask.
+TASKS: tuple[Task, ...] = tuple(task for task in JUDGED if task not in ("preference", "text"))
 
 # A class id, a score, whether each class holds (multi-label), the tag id of each judged word, the rank of each answer,
 # or what a preference is measured by (`train/preference.py`); None for answers.
@@ -327,7 +329,9 @@ class System:
     `difference` is this system minus the strongest baseline on the primary metric, by paired
     bootstrap over the same test rows. Memory is the peak of the process that ran it, in bytes.
     `curve` holds one mapping per evaluation: step, epoch, train_loss, validation_loss and the
-    validation metric.
+    validation metric. `forgotten` holds one mapping per measure of forgetting, where that was asked for: what
+    `evaluation.forgetting.Change` has. `prompt_tokens` and `answer_seconds` are means over the test rows that were
+    answered, in batches; None where nothing was asked of a model. `note` says how it was chosen, where it was.
     """
 
     name: str
@@ -344,6 +348,11 @@ class System:
     learning_rate: float | None = None
     curve: tuple[Mapping[str, float], ...] = ()
     samples: tuple[Mapping[str, str], ...] = ()
+    forgotten: tuple[Mapping[str, Any], ...] = ()
+    prompt_tokens: float | None = None
+    answer_seconds: float | None = None
+    stored_bytes: int = 0
+    note: str = ""
     folder: str = ""
     error: str = ""
 

@@ -66,6 +66,7 @@ def _unlike(examples: Examples) -> Examples:
 
 def _prepare(config: TuneConfig, method: Method, parts: Split, planned: bool) -> Prepared:
     prepared = prepare(config, method, parts, planned)
+    assert isinstance(prepared.validation, TokenRows)
     network, rows = prepared.network, {"validation": prepared.validation}
     if parts.test.rows:  # read now: what is too long in it should not be found after a training
         limit = network.max_positions - network.num_virtual

@@ -10,6 +10,7 @@ import platform
 import random
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +182,7 @@ class MetricsLog:
         self._file = path.open("ab", buffering=0)
         self._start = time.monotonic()
         self.offset, self.seconds = path.stat().st_size, 0.0
+        self.followers: list[Callable[[Mapping[str, Any]], None]] = []  # get every line too, as it was given
 
     def cut_back(self, offset: int, seconds: float) -> None:
         """Forgets what came after `offset` and lets the clock go on from `seconds`.
@@ -205,6 +207,8 @@ class MetricsLog:
             while left:
                 left = left[self._file.write(left) :]
         self.offset += len(line)
+        for follow in self.followers:
+            follow({"time": self.seconds, **values})
 
     def sync(self) -> None:
         """On the disk, not only with the system."""

@@ -12,7 +12,8 @@ from tunesmith.errors import InputError
 from tunesmith.methods.apply import default_learning_rate
 from tunesmith.methods.method import Method
 from tunesmith.methods.table import METHODS
-from tunesmith.models.load import count_parameters, is_encoder, load_config, resolve_model
+from tunesmith.models.heads import is_encoder
+from tunesmith.models.load import count_parameters, load_config, resolve_model
 from tunesmith.models.outline import Unknowing, outline_network
 from tunesmith.records import Task
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should com
     from tunesmith.data.view import ShownRow
     from tunesmith.feedback.agreement import Measure
     from tunesmith.runs.doctor import Health
+    from tunesmith.runs.past import PastRun
     from tunesmith.train.plan import Forecast
 
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -127,44 +128,6 @@ def methods_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def comparison_table(content: Mapping[str, Any]) -> Table:
-    """Systems as rows: metrics with intervals, and what they cost. The best is marked, so is the advice.
-
-    Half the width of the interval fits 80 columns; the page shows both ends.
-    """
-    systems = content["systems"]
-    names = list(dict.fromkeys(name for system in systems for name in system["metrics"]))[:3]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("")
-    table.add_column("system")
-    for name in names:
-        table.add_column(name, justify="right")
-    for title in ("trained", "peak memory", "time"):
-        table.add_column(title, justify="right")
-    for system in systems:
-        best, advised = (system["name"] == content["verdict"][key] for key in ("best", "recommended"))
-        mark = ("★" if best else "") + ("✓" if advised else "")
-        cells = [interval_text(system["metrics"].get(name)) for name in names]
-        if system["error"]:
-            table.add_row("✗", system["name"], system["error"].splitlines()[0], style="red")
-            continue
-        trained = f"{system['trainable_parameters']:,}" if system["trainable_parameters"] else "-"
-        cost = (trained, describe_bytes(system["peak_memory"]), f"{system['total_seconds']:.0f} s")
-        table.add_row(mark, system["name"], *cells, *cost, style="bold" if best else "")
-    table.caption = f"★ best {content['primary']}   ✓ recommended   ± half of the 95 % bootstrap interval"
-    table.caption_justify = "left"
-    return table
-
-
-def interval_text(interval: Mapping[str, float | None] | None) -> str:
-    ends = [] if interval is None else [interval[end] for end in ("value", "low", "high")]
-    known = [end for end in ends if end is not None]
-    if len(known) < 3:
-        return "-" if not known else f"{known[0]:.3f}"
-    value, low, high = known
-    return f"{value:.3f} ±{(high - low) / 2:.3f}"
-
-
 def report_lines(report: Report) -> list[Text]:
     """Findings, worst first: what, how to mend it, and the first rows of each."""
     lines = [Text(report.card["recognised"])]
@@ -267,16 +230,6 @@ def doctor_lines(found: Sequence[Health]) -> Iterator[tuple[str, str]]:
             yield f"  {health.advice}", ""
 
 
-def duel_lines(found: Mapping[str, Any]) -> list[str]:
-    """How often one model is preferred to another."""
-    lengths = " and ".join(f"{length:.0f}" for length in found["mean_length"].values())
-    return [
-        f"preferred        {found['win_rate']} of {found['prompts']:,} prompts, {found['level']:.1%} level",
-        f"at equal length  {found['at_equal_length']}; the answers have {lengths} characters",
-        "mean score       " + ", ".join(f"{key} {score:.3f}" for key, score in found["mean_score"].items()),
-    ]
-
-
 def run_lines(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """What a training did, and what to do with it."""
     outcome = manifest["outcome"]
@@ -293,10 +246,25 @@ def run_lines(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         lines.append(f"planned {peak} and {seconds}; it took {describe_seconds(outcome['seconds'])} in all")
     if outcome["stopped_early"]:
         lines.append(f"stopped early; what was saved is step {outcome['best_step']}, the best evaluation")
+    if "pretraining" in manifest:
+        lines += pretraining_lines(manifest["pretraining"]["texts"])
     if "reward" in manifest:
         lines += reward_lines(manifest["reward"])
-    verbs = {"generation": f"chat {folder}", "ranking": f"align --algorithm ppo --reward {folder}"}
+    verbs = {
+        "generation": f"chat {folder}",
+        "text": f"tune --model {folder} --data DATA",
+        "ranking": f"align --algorithm ppo --reward {folder}",
+    }
     return [*lines, f"saved   {folder}", f"next    tunesmith {verbs.get(manifest['task'], f'predict {folder}')}"]
+
+
+def pretraining_lines(texts: Mapping[str, Any]) -> Iterator[str]:
+    """Of each text's test part: bits a byte, or the loss where an encoder reads; before and after."""
+    for name, found in texts.items():
+        key = "bits_per_byte" if "bits_per_byte" in found["after"] else "loss"
+        unit = "bits a byte" if key == "bits_per_byte" else "nats a token to be found"
+        before = "" if found["before"] is None else f"{found['before'][key]:.4f} before, "
+        yield f"test    {name}: {before}{found['after'][key]:.4f} after, {unit}"
 
 
 def _reward_change(curve: Sequence[Mapping[str, float]], best_step: int) -> Iterator[str]:
@@ -312,6 +280,48 @@ def _reward_change(curve: Sequence[Mapping[str, float]], best_step: int) -> Iter
     )
     if "validation_gold" in after:
         yield f"gold    {before['validation_gold']:.3f} before, {after['validation_gold']:.3f} after"
+
+
+def runs_table(runs: Sequence[PastRun]) -> Table:
+    """Past runs, a line each."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("run", "state", "method", "model", "data", "when"):
+        table.add_column(title, overflow="fold")
+    for title in ("loss", "best", "time", "size"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run in runs:
+        best = "-" if run.value is None else f"{run.metric} {run.value:.3f}"
+        loss = "-" if run.loss is None else f"{run.loss:.4f}"
+        seconds = "-" if run.seconds is None else describe_seconds(run.seconds)
+        when = run.created[:16].replace("T", " ")
+        row = (run.folder, run.state, run.method, run.model, run.data, when, loss, best, seconds)
+        style = {"running": "green", "damaged": "red", "interrupted": "yellow"}.get(run.state, "")
+        table.add_row(*row, describe_bytes(run.size), style=style)
+    return table
+
+
+def differing_table(names: Sequence[str], values: Mapping[str, Sequence[Any]]) -> Table:
+    """Keys as rows, runs as columns."""
+    table = Table(box=None, header_style="bold", pad_edge=False, title="keys that differ", title_justify="left")
+    table.add_column("key", no_wrap=True)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for key, found in values.items():
+        table.add_row(key, *("-" if value is None else str(value) for value in found))
+    return table
+
+
+def fits_table(fits: Sequence[Any]) -> Table:
+    """How well tokenizers fit the texts that were held out."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("tokenizer", overflow="fold")
+    for name in ("vocabulary", "tokens", "characters a token", "bytes a token", "unknown", "in bytes"):
+        table.add_column(name, justify="right")
+    for fit in fits:
+        numbers = (f"{fit.characters_per_token:.3f}", f"{fit.bytes_per_token:.3f}")
+        shares = (f"{fit.unknown:.3%}", f"{fit.in_bytes:.3%}")
+        table.add_row(fit.name, f"{fit.vocabulary:,}", f"{fit.tokens:,}", *numbers, *shares)
+    return table
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:

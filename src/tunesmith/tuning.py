@@ -26,6 +26,7 @@ from tunesmith.data.parts import load_split, with_replay
 from tunesmith.data.sides import use_prefix
 from tunesmith.data.signal import Proof, prove, refuse_broken
 from tunesmith.data.split import inputs_of, places_of
+from tunesmith.data.stream import Renewed
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
@@ -34,7 +35,7 @@ from tunesmith.methods.apply import default_learning_rate, find_rates, put_under
 from tunesmith.methods.keeping import remember
 from tunesmith.methods.method import Method
 from tunesmith.methods.table import choose_methods, find_method
-from tunesmith.models.heads import start_at_frequencies
+from tunesmith.models.heads import is_encoder, start_at_frequencies
 from tunesmith.models.load import (
     Network,
     count_parameters,
@@ -64,6 +65,7 @@ from tunesmith.runtime import (
 from tunesmith.signals import listening
 from tunesmith.storage import describe_files, explained, write_json, write_text
 from tunesmith.terminal import say
+from tunesmith.trackers import Trackers, check_trackers
 from tunesmith.train.checkpoint import Start, estimate_bytes, find_newest, step_of
 from tunesmith.train.clock import Clock
 from tunesmith.train.course import Watch
@@ -92,10 +94,10 @@ class Prepared:
     network: Network
     method: Method
     split: Split
-    train: TokenRows
-    validation: TokenRows
+    train: TokenRows | Renewed
+    validation: TokenRows | Renewed
     plan: Plan
-    signal: Proof
+    signal: object
     forecast: Forecast | None
     course: Callable[[Watch, Start | None], Outcome] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
@@ -103,6 +105,8 @@ class Prepared:
 
 
 Prepare = Callable[[TuneConfig, Method, Split, bool], Prepared]
+# Training and validation rows, and what is said of the former.
+Read = Callable[[TrainingConfig, Split], tuple[TokenRows | Renewed, TokenRows | Renewed, object]]
 
 
 def tune(
@@ -127,6 +131,7 @@ def tune(
         KeyboardInterrupt: asked to stop; a checkpoint was made, and a note says how to go on.
     """
     (method,) = choose_methods((config.method,), config.method_options)
+    check_trackers(config.report_to)
     with listening():
         place = choose_place(config, method.name)
         parts = with_replay(config, load_split(config) if parts is None else parts)
@@ -168,15 +173,16 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
     )
     start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network)))
     log = MetricsLog(folder / METRICS, how_to_go_on(folder))
+    trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
+    log.followers.append(trackers.write)
     try:
-        examples, indices = prepared.split.train.rows, prepared.train.examples
         watch = Watch(
             evaluate=prepared.evaluate or partial(_evaluate, prepared),
             log=log,
             checkpoints=folder / CHECKPOINTS,
             label=prepared.method.name,
             quiet=quiet,
-            name_row=lambda row: str(examples[indices[row]].origin),
+            name_row=partial(_name_row, prepared),
             mend=how_to_go_on(folder),
         )
         if prepared.course is not None:
@@ -189,43 +195,17 @@ def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, st
         return outcome
     finally:
         log.close()
+        trackers.close()
+
+
+def _name_row(prepared: Prepared, row: int) -> str:
+    if isinstance(prepared.train, Renewed):
+        return f"row {row} of the stream"
+    return str(prepared.split.train.rows[prepared.train.examples[row]].origin)
 
 
 def _fingerprints(parts: Split) -> dict[str, str]:
     return {name: getattr(parts, name).fingerprint for name in ("train", "validation", "test")}
-
-
-def prepare(config: TrainingConfig, method: Method, parts: Split, planned: bool = False) -> Prepared:
-    """Everything up to the first step: model, method, ids, and the proof that something is trained.
-
-    With `planned` also a forecast, made before weights are loaded.
-
-    Raises:
-        InputError: wrong model, data or method, or the forecast says that memory will not suffice.
-    """
-    device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
-    task = parts.train.task
-    refuse_penalty(task, Penalty(config.label_smoothing_factor, config.z_loss))
-    train, validation, signal = read_rows(config, parts)
-    planned = planned and method.foreseen and task != "preference"
-    forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
-    seed_everything(config.seed)
-    network = load_network(config.model, task, parts.train.class_names)
-    use_prefix(network.tokenizer, config.source_prefix)
-    if task == "multi-label":
-        held = np.array([row.target for row in train], dtype=float)
-        start_at_frequencies(network.model, network.new_modules, held.mean(0).tolist())
-    put_under(network, method, config, dtype, partial(move, device=device))
-    if method.inform is not None:
-        method.inform(network, config, train, dtype)
-    learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
-    rates = find_rates(network, method, config)
-    kept = remember(network, method, config, dtype)
-    plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates, kept=kept)
-    if isinstance(plan.terms, Preference):
-        train, validation = (with_reference(network, rows, plan.terms, dtype) for rows in (train, validation))
-    return Prepared(network, method, parts, train, validation, plan, signal, forecast)
 
 
 def read_rows(config: TrainingConfig, parts: Split) -> tuple[TokenRows, TokenRows, Proof]:
@@ -243,6 +223,42 @@ def read_rows(config: TrainingConfig, parts: Split) -> tuple[TokenRows, TokenRow
     proof = prove(train, parts.train, tokenizer)
     refuse_broken(proof)
     return train, validation, proof
+
+
+def prepare(
+    config: TrainingConfig, method: Method, parts: Split, planned: bool = False, read: Read = read_rows
+) -> Prepared:
+    """Everything up to the first step: model, method, ids, and the proof that something is trained.
+
+    With `planned` also a forecast, made before weights are loaded. `read` makes ids of the rows.
+
+    Raises:
+        InputError: wrong model, data or method, or the forecast says that memory will not suffice.
+    """
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    task = parts.train.task
+    refuse_penalty(task, Penalty(config.label_smoothing_factor, config.z_loss))
+    train, validation, signal = read(config, parts)
+    planned = planned and method.foreseen and task != "preference"
+    forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
+    seed_everything(config.seed)
+    network = load_network(config.model, task, parts.train.class_names)
+    use_prefix(network.tokenizer, config.source_prefix)
+    if task == "multi-label" and isinstance(train, TokenRows):
+        held = np.array([row.target for row in train], dtype=float)
+        start_at_frequencies(network.model, network.new_modules, held.mean(0).tolist())
+    put_under(network, method, config, dtype, partial(move, device=device))
+    if method.inform is not None:
+        method.inform(network, config, train, dtype)
+    learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
+    rates = find_rates(network, method, config)
+    kept = remember(network, method, config, dtype)
+    plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates, kept=kept)
+    plan = replace(plan, attend=method.attend and partial(method.attend, network, config))
+    if isinstance(plan.terms, Preference) and isinstance(train, TokenRows) and isinstance(validation, TokenRows):
+        train, validation = (with_reference(network, rows, plan.terms, dtype) for rows in (train, validation))
+    return Prepared(network, method, parts, train, validation, plan, signal, forecast)
 
 
 def _foresee(
@@ -343,6 +359,7 @@ def _save(folder: Path, prepared: Prepared, config: TuneConfig, outcome: Outcome
 def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: Outcome) -> dict[str, Any]:
     """The last files of a run; `manifest.json` is the very last."""
     network = prepared.network
+    writes = not is_encoder(network.model.config)
     prepared.method.saving.save(network, folder)
     network.tokenizer.save_pretrained(folder)
     write_text(folder / SPLIT, json.dumps({"note": prepared.split.note, **places_of(prepared.split)}) + "\n")
@@ -355,7 +372,7 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "parent": {"name": network.source, "folder": network.folder, "fingerprint": network.fingerprint},
         "method": prepared.method.name,
-        "task": "generation" if network.task == "preference" else network.task,
+        "task": "generation" if network.task == "preference" or (network.task == "text" and writes) else network.task,
         "class_names": network.class_names,
         "inputs": inputs_of(prepared.split.train.rows[0]),
         "data": {

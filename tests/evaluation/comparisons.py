@@ -107,6 +107,33 @@ def _metrics(task: Task, skill: float | None) -> Mapping[str, Interval]:
     return made
 
 
+def with_all(task: Task = "classification") -> dict[str, Any]:
+    """The same with what was forgotten, confusions and rows side by side."""
+    made = make_comparison(task)
+    for at, system in enumerate(system for system in made["systems"] if system["kind"] == "method"):
+        if not system["error"]:
+            value = -0.02 * at
+            made_of = {"measure": "probe", "metric": "accuracy", "higher_is_better": True, "num_rows": 202}
+            change = {"value": value, "low": value - 0.02, "high": value + 0.015}
+            before, after = ({"value": x, "low": x - 0.05, "high": x + 0.05} for x in (0.6, 0.6 + value))
+            counts = {"kept": 110, "lost": 2 * at + 1, "gained": 1}
+            system["forgotten"] = [{**made_of, "base": before, "tuned": after, "change": change, **counts}]
+    if task == "classification":
+        made["confusions"] = {"lora": [[401, 99], [60, 440]], "tf-idf": [[350, 150], [120, 380]]}
+    rows = [
+        {"input": f"{kind}: {SAMPLE['input']}", "expected": "<s>", "outputs": outputs, "right": right, "kind": kind}
+        for kind, outputs, right in (
+            ("gained", ["<s>", "neg & pos"], [True, False]),
+            ("lost", ["neg & pos", "<s>"], [False, True]),
+            ("wrong", ["neg & pos", "neg & pos"], [False, False]),
+        )
+    ]
+    made["beside"] = {"names": ["lora", "linear-probe"], "rows": rows, "num_gained": 61, "num_lost": 13}
+    made["versions"] = {"python": "3.12.1", "torch": "2.10.0"}
+    return made
+
+
 if __name__ == "__main__":
     for shown in TASKS:
         write_report(Path(sys.argv[1]) / f"{shown}.html", make_comparison(shown))
+    write_report(Path(sys.argv[1]) / "all.html", with_all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,21 @@ from tests.parity.tiny import make_model, make_network, make_tokenizer
 
 from tunesmith.config import CompareConfig
 from tunesmith.errors import InputError
-from tunesmith.evaluation.baselines import BASELINES, Resources, find_baseline
-from tunesmith.evaluation.demonstrations import Shown, fit_shown, show_before, write_question
+from tunesmith.evaluation.baselines import BASELINES, find_baseline
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
+from tunesmith.evaluation.prompted import NUM_CHOOSING, Resources
+from tunesmith.evaluation.prompting import (
+    QUESTION_AND_ANSWER,
+    TEXT_AND_LABEL,
+    WORDINGS,
+    Prompting,
+    fit_before,
+    write_question,
+    write_reading,
+)
 from tunesmith.evaluation.systems import run_baseline
-from tunesmith.evaluation.tasks import label_logprobs
+from tunesmith.evaluation.tasks import PLAIN, ask_labels, label_logprobs
 from tunesmith.records import Conversation, Example, Examples, LabelledText, Message, Origin, Split, Task
 
 HERE = Origin("made-here", 1)
@@ -32,7 +42,7 @@ def never(*_: object) -> np.ndarray:
     raise AssertionError("this baseline must not ask for the model")
 
 
-NO_MODEL = Resources(never, never, never, never)
+NO_MODEL = Resources(never, never)
 
 
 def make_split(task: Task, rows: Sequence[Example], class_names: tuple[str, ...] = ()) -> Split:
@@ -139,7 +149,7 @@ def test_the_strength_is_chosen_on_validation() -> None:
     rows = [LabelledText(f"row {index}", float(rng.normal()), HERE) for index in range(100)]
     parts = make_split("regression", rows)
     features = {row.text: rng.normal(size=40) for row in rows}
-    resources = Resources(lambda texts: np.array([features[text] for text in texts]), never, never, never)
+    resources = Resources(lambda texts: np.array([features[text] for text in texts]), never)
     found = find_baseline("linear-probe").predict(parts, resources)
     # Least squares fits the noise and says numbers far from the mean; a chosen ridge does so less.
     train = np.array([features[row.text] for row in parts.train.rows])
@@ -159,7 +169,7 @@ def test_linear_probe_reads_the_given_embeddings(make) -> None:  # type: ignore[
         good = [sum(word in GOOD for word in text.split()) for text in texts]
         return np.stack([good, np.ones(len(texts))], 1).astype(float)
 
-    found = find_baseline("linear-probe").predict(parts, Resources(embed, never, never, never))
+    found = find_baseline("linear-probe").predict(parts, Resources(embed, never))
     if parts.test.task == "classification":
         assert value(found, "accuracy") == 1.0
     else:
@@ -167,23 +177,49 @@ def test_linear_probe_reads_the_given_embeddings(make) -> None:  # type: ignore[
     assert asked == [row.text for part in (parts.train, parts.validation, parts.test) for row in part.rows]
 
 
-def test_zero_shot_says_the_likeliest_class_name() -> None:
+class Asked:
+    """A model whose answers are wrong as often as `wrong` says of a prompting; it notes how it was asked."""
+
+    def __init__(self, wrong: Callable[[Prompting], float] = lambda prompting: 0.0) -> None:
+        self._wrong = wrong
+        self.seen: list[tuple[Examples, Prompting, bool]] = []
+
+    def __call__(self, examples: Examples, prompting: Prompting, with_answers: bool = True) -> Predictions:
+        self.seen.append((examples, prompting, with_answers))
+        share, num_rows = self._wrong(prompting), len(examples.rows)
+        if examples.task == "generation":
+            return Predictions(
+                "generation", ["a"] * num_rows, ["b"] * num_rows, np.full(num_rows, share), np.ones(num_rows, dtype=int)
+            )
+        targets = np.zeros(num_rows, dtype=int)
+        return Predictions("classification", targets, np.arange(num_rows) < share * num_rows)
+
+
+@pytest.mark.parametrize("best", range(3))
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_zero_shot_takes_the_wording_that_is_best_on_validation(task: Task, best: int) -> None:
+    parts = make_reviews() if task == "classification" else make_answers()
+    asked = Asked(lambda prompting: 0.1 if prompting.wording == WORDINGS[task][best] else 0.6)
+    found = find_baseline("zero-shot").predict(parts, Resources(never, asked))
+    *tried, (rows, prompting, with_answers) = asked.seen
+    assert prompting == Prompting(WORDINGS[task][best])
+    assert rows == parts.test
+    assert with_answers
+    assert [one.wording for _, one, _ in tried] == list(WORDINGS[task])
+    assert all(some.rows == parts.validation.rows[:NUM_CHOOSING] and not made for some, _, made in tried)
+    assert "best of 3 wordings" in found.note
+
+
+@pytest.mark.parametrize("best", [1, 4, 8, 16])
+def test_few_shot_shows_as_many_as_serve_best_on_validation_over_three_draws(best: int) -> None:
     parts = make_reviews()
-    wanted = np.arange(len(parts.test.rows)) % 2
-
-    def label_logprobs(texts: list[str]) -> np.ndarray:
-        assert texts == [row.text for row in parts.test.rows]  # type: ignore[union-attr]
-        return np.where(np.arange(2) == wanted[:, None], -0.1, -2.0)
-
-    found = find_baseline("zero-shot").predict(parts, Resources(never, label_logprobs, never, never))
-    assert np.array_equal(found.outputs, wanted)
-    assert np.array_equal(found.targets, ids(parts))
-
-
-def test_zero_shot_generation_is_the_model_as_it_is() -> None:
-    as_is = Predictions("generation", ["a"], ["b"])
-    resources = Resources(never, never, lambda: as_is, never)
-    assert find_baseline("zero-shot").predict(make_answers(), resources) is as_is
+    asked = Asked(lambda prompting: abs(len(prompting.before[0]) - best) / 20)
+    found = find_baseline("few-shot").predict(parts, Resources(never, asked))
+    assert len(asked.seen[-1][1].before[0]) == best
+    assert [len(one.before[0]) for _, one, _ in asked.seen[:-1]] == [1] * 3 + [4] * 3 + [8] * 3 + [16] * 3
+    assert len({tuple(one.before[0]) for _, one, _ in asked.seen[:-1]}) == 12, "every draw is another"
+    assert not any(rows.rows == parts.test.rows for rows, _, _ in asked.seen[:-1])
+    assert found.note.startswith(f"{best} rows shown")
 
 
 def test_nearest_gives_the_answer_to_the_most_similar_question() -> None:
@@ -193,52 +229,47 @@ def test_nearest_gives_the_answer_to_the_most_similar_question() -> None:
     assert next(iter(score(found, resamples=2).metrics)) == "rouge_l"
 
 
-def asked_with(name: str, parts: Split, seed: int = 0) -> Shown:
-    """The demonstrations that a baseline shows."""
-    seen: list[Shown] = []
-
-    def shown(pairs: Shown) -> Predictions:
-        seen.append(pairs)
-        return Predictions("generation", ["a"], ["b"])
-
-    find_baseline(name).predict(parts, Resources(never, never, never, shown, seed))
-    return seen[0]
+def shown_by(name: str, parts: Split, seed: int = 0) -> Sequence[Sequence[tuple[str, str]]]:
+    """What a baseline shows before each test question."""
+    asked = Asked()
+    find_baseline(name).predict(parts, Resources(never, asked, seed))
+    return asked.seen[-1][1].before
 
 
 @pytest.mark.parametrize("name", ["few-shot", "few-shot-nearest"])
-def test_demonstrations_are_four_different_training_rows_with_their_answers(name: str) -> None:
+def test_demonstrations_are_different_training_rows_with_their_answers(name: str) -> None:
     parts = make_reviews()
     train = {(row.text, row.target) for row in parts.train.rows}  # type: ignore[union-attr]
-    for pairs in asked_with(name, parts):
-        assert len(pairs) == 4
+    for pairs in shown_by(name, parts):
+        assert 1 <= len(pairs) <= 16
         assert set(pairs) <= train
 
 
 def test_few_shot_shows_every_question_the_same_and_another_seed_others() -> None:
     parts = make_reviews()
-    first = asked_with("few-shot", parts)
+    first = shown_by("few-shot", parts)
     assert len(first) == len(parts.test.rows)
     assert all(pairs == first[0] for pairs in first)
-    assert asked_with("few-shot", parts) == first != asked_with("few-shot", parts, seed=1)
+    assert shown_by("few-shot", parts) == first != shown_by("few-shot", parts, seed=1)
 
 
 def test_the_most_similar_demonstration_stands_nearest_to_the_question() -> None:
-    (pairs,) = asked_with("few-shot-nearest", make_answers())
+    (pairs,) = shown_by("few-shot-nearest", make_answers())
     assert len(pairs) == 3
     assert pairs[-1] == ("How do I reset my password?", "Use the link on the sign-in page.")
 
 
-def test_demonstrations_that_do_not_fit_are_left_out_from_the_first_and_it_is_said(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_does_not_fit_is_left_out_from_the_first_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     shown = [[("a", "1"), ("b", "2"), ("c", "3")], [("a", "1")], []]
-    assert fit_shown(shown, lambda index, pairs: len(pairs) <= 1) == [[("c", "3")], [("a", "1")], []]
-    assert "1 of 3 questions have fewer demonstrations" in capsys.readouterr().err
+    assert fit_before(shown, lambda index, pairs: len(pairs) <= 1) == [[("c", "3")], [("a", "1")], []]
+    assert "1 of 3 questions have less before them" in capsys.readouterr().err
 
 
-def test_a_question_alone_is_written_as_it_was_without_demonstrations() -> None:
-    assert write_question("q", (), "Text", "Label") == "Text: q\nLabel:"
-    assert write_question("q", [("a", "b")], "Text", "Label") == "Text: a\nLabel: b\n\nText: q\nLabel:"
+def test_how_a_question_is_written() -> None:
+    assert write_question("q", (), TEXT_AND_LABEL) == "Text: q\nLabel:"
+    assert write_question("q", [("a", "b")], TEXT_AND_LABEL) == "Text: a\nLabel: b\n\nText: q\nLabel:"
+    read = write_reading("q", ["one ", "two"], QUESTION_AND_ANSWER)
+    assert read == "Use what helps of these texts.\n\none\n\ntwo\n\nQuestion: q\nAnswer:"
 
 
 @pytest.mark.parametrize("name", ["few-shot", "few-shot-nearest"])
@@ -267,18 +298,35 @@ def test_a_decoder_answers_behind_demonstrations(name: str, make: Callable[[], S
 
 def test_the_last_question_stands_behind_its_demonstrations() -> None:
     row = Conversation(tuple(Message(role, role) for role in ("system", "user", "assistant")), HERE)
-    shown = show_before(row, [("a", "b")])
-    assert shown.messages[1].content == "Question: a\nAnswer: b\n\nQuestion: user\nAnswer:"
+    shown = Prompting("Say. ").ask(row, [("a", "b")])
+    assert shown.messages[1].content == "Say. Question: a\nAnswer: b\n\nQuestion: user\nAnswer:"
     assert (shown.messages[0], shown.messages[2]) == (row.messages[0], row.messages[2])
-    assert show_before(row, ()) == row
+    assert Prompting().ask(row, ()) == row
 
 
 def test_class_names_are_scored_behind_demonstrations_as_if_they_stood_in_the_text(tmp_path: Path) -> None:
     network, names = make_network("llama", "generation", tmp_path), ("w5", "w6 w7")
-    found = label_logprobs(network, ["w8 w9"], names, torch.float32, [[("w10", "w5")]])
-    by_hand = label_logprobs(network, ["w10\nLabel: w5\n\nText: w8 w9"], names, torch.float32)
-    assert np.array_equal(found, by_hand)
-    assert not np.allclose(found, label_logprobs(network, ["w8 w9"], names, torch.float32))
+    shown = replace(PLAIN, before=[[("w10", "w5")]])
+    found = label_logprobs(network, ask_labels(network, ["w8 w9"], names, shown), names, torch.float32)
+    by_hand = ask_labels(network, ["w10\nLabel: w5\n\nText: w8 w9"], names)
+    assert np.allclose(found, label_logprobs(network, by_hand, names, torch.float32))
+    plain = label_logprobs(network, ask_labels(network, ["w8 w9"], names), names, torch.float32)
+    assert not np.allclose(found, plain)
+
+
+@pytest.mark.parametrize("name", ["rag", "rag-oracle"])
+def test_a_decoder_reads_passages_and_says_what_that_costs(name: str, tmp_path: Path) -> None:
+    given = {"model": str(make_decoder(tmp_path / "model")), "data": "made-here"}
+    settings = CompareConfig.read(given=given | {"max_generated": 1, "max_new_tokens": 4})
+    parts = make_answers()
+    system, predictions = run_baseline(name, tmp_path, settings, parts)
+    plain, _ = run_baseline("zero-shot", tmp_path, settings, parts)
+    assert len(predictions) == len(parts.test.rows)
+    assert system.prompt_tokens is not None
+    assert plain.prompt_tokens is not None
+    assert system.prompt_tokens > plain.prompt_tokens > 0
+    assert system.answer_seconds is not None
+    assert 0 < system.answer_seconds < system.total_seconds
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from tests.evaluation.comparisons import SAMPLE, make_comparison
+from tests.evaluation.comparisons import SAMPLE, make_comparison, with_all
 
 from tunesmith.evaluation import plots, report
 from tunesmith.records import TASKS, Task
@@ -110,8 +111,62 @@ def test_text_from_the_data_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert "dora failed: RuntimeError: out of <memory>" in page.text
 
 
-def test_names_in_pictures_are_escaped() -> None:
+def test_forgetting_confusions_and_changed_rows_are_on_the_page(tmp_path: Path) -> None:
+    made = with_all()
+    html = render(tmp_path, made)
+    page = Page(html)
+    assert page.open == []
+    assert not page.tags & {"script", "link"}
+    assert "<script" not in html.lower()
+    _, forgotten, first, second, beside = page.tables
+    lora = next(row for row in forgotten if row[0] == "lora")
+    assert lora[1] == "-0.120 [-0.140, -0.105]13 lost, 1 gained of 202"
+    assert [row[1:] for row in second[1:]] == [["401", "99"], ["60", "440"]]
+    assert [row[1:] for row in first[1:]] == [["350", "150"], ["120", "380"]]
+    assert beside[0] == ["input", "expected", "lora", "linear-probe"]
+    assert [row[2:] for row in beside[1:]] == [["<s>", "neg & pos"], ["neg & pos", "<s>"], ["neg & pos"] * 2]
+    assert html.count('class="gained"') == html.count('class="lost"') == html.count('class="wrong"') == 1
+
+
+def test_what_is_learned_stands_over_what_is_forgotten() -> None:
+    """More forgotten is further to the right, by another way than the plot's scale."""
+    made = with_all()
+    root = ElementTree.fromstring(report.draw(made)["forgetting"])
+    places = {dot.findtext("title", "").split(":")[0]: float(dot.get("cx", "nan")) for dot in root.iter("circle")}
+    value = {s["name"]: s["forgotten"][0]["change"]["value"] for s in made["systems"] if s.get("forgotten")}
+    assert set(places) == set(value)
+    slope = (places["lora"] - places["full"]) / (value["lora"] - value["full"])
+    assert slope < 0
+    for name, place in places.items():
+        assert place == pytest.approx(places["full"] + slope * (value[name] - value["full"]), abs=0.2)
+
+
+def test_other_programs_find_the_shape_of_the_harness(tmp_path: Path) -> None:
     made = make_comparison()
+    render(tmp_path, made)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found["results"]) == {system["name"] for system in made["systems"] if not system["error"]}
+    assert found["results"]["lora"]["acc,none"] == 0.838
+    # An interval of 0.97 to 1.03 times the value is 2 x 1.96 standard errors wide.
+    assert found["results"]["lora"]["acc_stderr,none"] == pytest.approx(0.06 * 0.838 / 3.92, rel=1e-3)
+    assert found["higher_is_better"]["lora"]["acc"]
+    assert not found["higher_is_better"]["lora"]["ece"]
+
+
+def test_markdown_says_what_the_page_says_and_nothing_in_it_is_markup(tmp_path: Path) -> None:
+    made = with_all()
+    render(tmp_path, made)
+    text = (tmp_path / "report.md").read_text()
+    head, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == len(made["systems"])
+    assert {len(row) for row in rows[:-1]} == {len(head)}
+    lora = dict(zip(head, next(row for row in rows if row[0] == "lora"), strict=True))
+    assert lora["accuracy"] == "0.838 \\[0.813, 0.863\\]"
+    assert "out of \\<memory\\>" in text
+
+
+def test_names_in_pictures_are_escaped() -> None:
+    made = with_all()
     for system in made["systems"]:
         system["name"] = f"</svg><script>{system['name']}&"
     for name, svg in report.draw(made).items():
@@ -119,7 +174,7 @@ def test_names_in_pictures_are_escaped() -> None:
 
 
 def test_every_picture_has_a_name_for_those_who_cannot_see_it() -> None:
-    for svg in report.draw(make_comparison()).values():
+    for svg in report.draw(with_all()).values():
         root = ElementTree.fromstring(svg)
         assert root.get("role") == "img"
         assert root.get("aria-label") == root.findtext("title") != ""

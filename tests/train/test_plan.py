@@ -142,10 +142,12 @@ def without_store() -> Iterator[None]:
         yield
 
 
+soaked = partial(pytest.param, marks=pytest.mark.soak)
+PLANNED = [("llama", "lora"), ("bert", "full"), soaked("llama", "full"), soaked("bert", "bitfit")]
+
+
 @pytest.mark.parametrize("memory", ["balanced", "low"])
-@pytest.mark.parametrize(
-    ("kind", "method"), [("llama", "full"), ("llama", "lora"), ("bert", "full"), ("bert", "bitfit")]
-)
+@pytest.mark.parametrize(("kind", "method"), PLANNED)
 def test_memory_is_what_torch_allocates(kind: str, method: str, memory: str, folders: dict[str, Path]) -> None:
     """The highest sum of what torch's profiler saw come and go in a step and its update, weights and states apart."""
     config, task = settings(folders[kind], method, memory=memory), KINDS[kind]
@@ -172,9 +174,7 @@ def test_memory_is_what_torch_allocates(kind: str, method: str, memory: str, fol
     assert foretold == pytest.approx(highest, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"), [("llama", "full"), ("llama", "lora"), ("bert", "full"), ("bert", "bitfit")]
-)
+@pytest.mark.parametrize(("kind", "method"), PLANNED)
 def test_deep_networks_follow_from_shallow_ones(kind: str, method: str, tmp_path: Path) -> None:
     task = KINDS[kind]
     make_network(kind, task, tmp_path)
@@ -242,7 +242,7 @@ def test_what_a_kernel_refuses_is_guessed(tmp_path: Path) -> None:
     assert "native_layer_norm" not in (tmp_path / "clock.json").read_text()
 
 
-@pytest.mark.parametrize(("method", "largest"), [("full", 1.0), ("lora", 0.8)])
+@pytest.mark.parametrize(("method", "largest"), [("full", 1.0), soaked("lora", 0.8)])
 def test_too_little_memory_names_what_fits(method: str, largest: float, folders: dict[str, Path]) -> None:
     """And with it, it does fit."""
     rows = make_rows("classification")

@@ -188,7 +188,14 @@ def epoch_batches(num_rows: int, batch_size: int, seed: int, epoch: int) -> list
 
 def find_longest(rows: Sequence[TokenizedExample], batches: Iterable[list[int]]) -> list[int]:
     """The batch with the most tokens."""
-    return max(batches, key=lambda batch: sum(len(rows[index].input_ids) for index in batch))
+    lengths = lengths_of(rows)
+    return max(batches, key=lambda batch: sum(lengths[index] for index in batch))
+
+
+def lengths_of(rows: Sequence[TokenizedExample]) -> Sequence[int]:
+    """Tokens of each row, without making rows that know it."""
+    known: Sequence[int] | None = getattr(rows, "lengths", None)
+    return [len(row.input_ids) for row in rows] if known is None else known
 
 
 def token_batches(rows: Sequence[TokenizedExample], max_tokens: int = TOKENS_PER_PASS) -> list[list[int]]:
@@ -196,11 +203,12 @@ def token_batches(rows: Sequence[TokenizedExample], max_tokens: int = TOKENS_PER
 
     For passes without gradients, where the order of rows is free.
     """
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
+    lengths = lengths_of(rows)
+    order = sorted(range(len(rows)), key=lambda index: -lengths[index])
     batches: list[list[int]] = []
     room = 0
     for index in order:
-        size = len(rows[index].input_ids)
+        size = lengths[index]
         if not batches or size > room:
             batches.append([])
             room = max_tokens

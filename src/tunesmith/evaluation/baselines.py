@@ -24,8 +24,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tunesmith.errors import InputError, nearest
-from tunesmith.evaluation.demonstrations import Shown, draw, likeness, nearest_rows
 from tunesmith.evaluation.predictions import Predictions
+from tunesmith.evaluation.prompted import (
+    Resources,
+    predict_few_shot,
+    predict_few_shot_nearest,
+    predict_rag,
+    predict_rag_oracle,
+    predict_zero_shot,
+)
+from tunesmith.evaluation.prompting import likeness
 from tunesmith.records import Conversation, Examples, LabelledText, Ranking, Split, TaggedWords, Task
 
 Features = Callable[[list[LabelledText]], Any]
@@ -36,22 +44,8 @@ STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 WORD = r"(?u)\b\w+\b"
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a baseline may ask of the pretrained model; each is made only when called.
-
-    embed           texts, or pairs of texts -> (texts, D) frozen embeddings
-    label_logprobs  texts -> (texts, classes) mean log-probability of each class name as an answer
-    as_is           the model's own predictions on the test part
-    shown           demonstrations before each test row -> the model's predictions with them
-    seed            of what is drawn at random
-    """
-
-    embed: Callable[[list[Any]], NDArray[np.floating[Any]]]
-    label_logprobs: Callable[[list[str]], NDArray[np.floating[Any]]]
-    as_is: Callable[[], Predictions]
-    shown: Callable[[Shown], Predictions]
-    seed: int = 0
+# The family of what nobody could use: it knows the right answers.
+BOUND = "bound"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,25 +113,6 @@ def predict_probe(parts: Split, resources: Resources) -> Predictions:
     )
 
 
-def predict_zero_shot(parts: Split, resources: Resources) -> Predictions:
-    """The class whose name the untuned decoder finds likeliest as an answer; for generation, its answers."""
-    if parts.test.task == "generation":
-        return resources.as_is()
-    chosen = resources.label_logprobs(_texts(parts.test)).argmax(1)
-    return Predictions("classification", targets_of(parts.test), chosen)
-
-
-def predict_few_shot(parts: Split, resources: Resources) -> Predictions:
-    """The untuned decoder behind four random training rows with their answers (Brown et al. 2020, arXiv 2005.14165)."""
-    return resources.shown(draw(parts.train, len(parts.test.rows), resources.seed))
-
-
-def predict_few_shot_nearest(parts: Split, resources: Resources) -> Predictions:
-    """The same behind the four training rows most like the question: retrieval-augmented answers
-    (Liu et al. 2021, arXiv 2101.06804)."""
-    return resources.shown(nearest_rows(parts.train, parts.test))
-
-
 def predict_nearest(parts: Split, _: Resources) -> Predictions:
     """The answer to the most similar training question, by TF-IDF of word parts."""
     closest = np.asarray(likeness(_questions(parts.test), _questions(parts.train)).argmax(1)).ravel()
@@ -152,6 +127,7 @@ def predict_longer(parts: Split, _: Resources) -> Predictions:
     return Predictions("ranking", [row.ranks for row in rows], lengths)
 
 
+ASKED: tuple[Task, ...] = ("classification", "generation")
 OF_TEXTS: tuple[Task, ...] = ("classification", "multi-label", "regression")
 
 BASELINES: dict[str, Baseline] = {
@@ -163,15 +139,11 @@ BASELINES: dict[str, Baseline] = {
         Baseline("linear-probe", "classical", OF_TEXTS, predict_probe),
         Baseline("nearest", "retrieval", ("generation",), predict_nearest),
         Baseline("longer-wins", "guess", ("ranking",), predict_longer),
-        Baseline("zero-shot", "prompting", ("classification", "generation"), predict_zero_shot, decoder_only=True),
-        Baseline("few-shot", "prompting", ("classification", "generation"), predict_few_shot, decoder_only=True),
-        Baseline(
-            "few-shot-nearest",
-            "retrieval",
-            ("classification", "generation"),
-            predict_few_shot_nearest,
-            decoder_only=True,
-        ),
+        Baseline("zero-shot", "prompting", ASKED, predict_zero_shot, decoder_only=True),
+        Baseline("few-shot", "prompting", ASKED, predict_few_shot, decoder_only=True),
+        Baseline("few-shot-nearest", "retrieval", ASKED, predict_few_shot_nearest, decoder_only=True),
+        Baseline("rag", "retrieval", ("generation",), predict_rag, decoder_only=True),
+        Baseline("rag-oracle", BOUND, ("generation",), predict_rag_oracle, decoder_only=True),
     )
 }
 

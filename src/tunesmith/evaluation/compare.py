@@ -23,16 +23,21 @@ from typing import Any
 from tunesmith.config import CompareConfig
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
-from tunesmith.evaluation.baselines import BASELINES, find_baseline
+from tunesmith.evaluation.baselines import BASELINES, BOUND, find_baseline
+from tunesmith.evaluation.beside import count_confusions, set_beside
+from tunesmith.evaluation.forgetting import load_second
 from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
 from tunesmith.evaluation.metrics import METRICS, paired_difference
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.report import write_report
+from tunesmith.evaluation.retrieval import read_passages
+from tunesmith.evaluation.systems import WITH_RAG
 from tunesmith.methods.table import choose_methods
-from tunesmith.models.load import is_encoder, load_config, resolve_model
+from tunesmith.models.heads import is_encoder
+from tunesmith.models.load import load_config, resolve_model
 from tunesmith.records import Interval, Split, System, Verdict
 from tunesmith.runs.folder import FROZEN, locked, look
-from tunesmith.runtime import choose_device, choose_precision, describe_machine
+from tunesmith.runtime import choose_device, choose_precision, describe_machine, versions
 from tunesmith.signals import listening
 from tunesmith.storage import explained, to_plain, write_json, write_text
 from tunesmith.terminal import say
@@ -40,7 +45,7 @@ from tunesmith.tuning import find_max_length
 
 RESULT = "comparison.json"
 # Keys that no single system's result depends on, or only by its own entry.
-NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes", "check"}
+NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes", "check", "report_to"}
 REPORT = "report.html"
 
 
@@ -70,8 +75,13 @@ class Comparison:
                 "trainable_parameters": system.trainable_parameters,
                 "peak_memory": system.peak_memory,
                 "train_seconds": system.train_seconds,
+                "prompt_tokens": system.prompt_tokens,
+                "answer_seconds": system.answer_seconds,
+                "stored_bytes": system.stored_bytes,
                 "error": system.error,
             }
+            for one in system.forgotten:
+                row[f"forgotten_{one['measure']}_{one['metric']}"] = one["change"]["value"]
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -101,6 +111,10 @@ def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
     find_max_length(config)
     start_server()
     parts = load_split(config) if parts is None else parts
+    if config.documents is not None:
+        read_passages(Path(config.documents).expanduser())
+    if config.also_keep is not None:
+        load_second(config.also_keep, parts.train.task)  # what is wrong with it is said before anything is trained
     jobs = _make_jobs(config, folder, parts)
     if look(folder) == "files":
         raise InputError(f"output '{folder}' holds files that are no comparison. Give another --output")
@@ -131,9 +145,12 @@ def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
         reason = find_baseline(name).why_not(task, is_decoder)
         if reason:
             raise InputError(f"baseline '{name}': {reason}. Fitting here: {', '.join(fitting)}")
-    named = [("baseline", name) for name in wanted] + [("method", name) for name in config.methods]
+    readers = [name + WITH_RAG for name in config.methods] if config.with_rag else []
+    if readers and (task != "generation" or not is_decoder):
+        raise InputError("with_rag is for a decoder that answers questions. Leave it out")
+    named = [("baseline", name) for name in wanted] + [("method", name) for name in (*config.methods, *readers)]
     return [
-        Job(name, kind, folder / f"{kind}s" / name, config, parts, _key(config, parts, kind, name))
+        Job(name, kind, folder / f"{kind}s" / name, config, parts, _key(config, parts, kind, name), name in readers)
         for kind, name in named
     ]
 
@@ -141,7 +158,7 @@ def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
 def _key(config: CompareConfig, parts: Split, kind: str, name: str) -> str:
     """sha256 over the configuration that bears on this system and over its data."""
     relevant = config.model_dump(mode="json", exclude=NO_INPUTS)
-    relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name)}
+    relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name.removesuffix(WITH_RAG))}
     relevant |= {"data": [part.fingerprint for part in (parts.train, parts.validation, parts.test)]}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
@@ -167,6 +184,7 @@ def _conclude(
     judged = tuple(judge.with_difference(system) for system in systems)
     verdict = judge.verdict(judged)
     device = choose_device(config.device)
+    said = {system.name: judge.predictions(system) for system in judged if not system.error}
     content = to_plain(
         {
             "model": {"name": config.model, "total_parameters": max(s.total_parameters for s in judged)},
@@ -175,6 +193,9 @@ def _conclude(
             "higher_is_better": primary.higher_is_better,
             "systems": judged,
             "verdict": verdict,
+            "confusions": {name: count_confusions(one, len(parts.test.class_names)) for name, one in said.items()},
+            "beside": set_beside(parts.test, judged, verdict, said),
+            "versions": versions(),
             "machine": describe_machine(device, choose_precision(config.precision, device)),
             "seconds": seconds,
             "command": shlex.join(["tunesmith", *sys.argv[1:]]),
@@ -200,6 +221,10 @@ def _describe_data(config: CompareConfig, parts: Split) -> dict[str, Any]:
     }
 
 
+def _value(system: System, metric: str) -> float:
+    return system.metrics[metric].value if metric in system.metrics else float("nan")
+
+
 class _Judge:
     """Ranks systems by the primary metric and weighs a gain against its cost."""
 
@@ -207,7 +232,7 @@ class _Judge:
         self._folder, self._metric, self._seed = folder, metric, seed
         self._sign = 1 if higher_is_better else -1
         self._ranked = sorted(
-            (system for system in systems if metric in system.metrics and not isnan(system.metrics[metric].value)),
+            (one for one in systems if one.family != BOUND and not isnan(_value(one, metric))),
             key=lambda system: -self._sign * system.metrics[metric].value,
         )
         self._best_baseline = next((system for system in self._ranked if system.kind == "baseline"), None)
@@ -239,10 +264,22 @@ class _Judge:
         if baseline is None:
             return text
         if chosen.kind == "baseline":
-            return text + " On this data, tuning is not worth its cost."
+            return text + " On this data, tuning is not worth its cost." + self._cost_of_use(chosen)
         gap = self._difference(chosen, baseline)
         verb = "beats" if self._is_better(gap) else "does not clearly beat"
         return text + f" It {verb} the strongest baseline, {baseline.name}: difference {gap}."
+
+    def _cost_of_use(self, chosen: System) -> str:
+        """What a baseline that needs no tuning asks for each answer instead, beside the best tuned system."""
+        tuned = next((system for system in self._ranked if system.kind == "method"), None)
+        if tuned is None or not tuned.prompt_tokens or not chosen.prompt_tokens:
+            return ""
+        if chosen.prompt_tokens < 1.5 * tuned.prompt_tokens:
+            return ""
+        return (
+            f" But it reads {chosen.prompt_tokens:.0f} tokens for each answer where {tuned.name} reads "
+            f"{tuned.prompt_tokens:.0f}: whoever asks often pays for that."
+        )
 
     def _is_worse(self, system: System, best: System) -> bool:
         gap = self._difference(system, best)
@@ -252,8 +289,8 @@ class _Judge:
         return gap.low > 0 if self._sign > 0 else gap.high < 0
 
     def _difference(self, system: System, other: System) -> Interval:
-        return paired_difference(self._predictions(system), self._predictions(other), self._metric, self._seed)
+        return paired_difference(self.predictions(system), self.predictions(other), self._metric, self._seed)
 
-    def _predictions(self, system: System) -> Predictions:
+    def predictions(self, system: System) -> Predictions:
         path = self._folder / f"{system.kind}s" / system.name / PREDICTIONS
         return Predictions.from_mapping(json.loads(path.read_text(encoding="utf-8")))

@@ -19,7 +19,7 @@ from typing import Any
 
 from tunesmith.config import CompareConfig
 from tunesmith.errors import InputError
-from tunesmith.evaluation.systems import run_baseline, run_method
+from tunesmith.evaluation.systems import WITH_RAG, run_baseline, run_method, run_reader
 from tunesmith.records import Interval, Split, System
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import sha256_of, write_json
@@ -33,7 +33,8 @@ SECONDS_TO_STOP = 30
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One system to run: `key` changes with everything its result depends on."""
+    """One system to run: `key` changes with everything its result depends on. A reader is a method whose finished run
+    answers once more, behind passages."""
 
     name: str
     kind: str
@@ -41,6 +42,7 @@ class Job:
     config: CompareConfig
     parts: Split
     key: str
+    is_reader: bool = False
 
 
 def run_or_reuse(job: Job, number: int, total: int) -> System:
@@ -125,8 +127,11 @@ def _run_system(job: Job) -> None:
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / RESULT).unlink(missing_ok=True)
-        run = run_method if job.kind == "method" else run_baseline
-        system, predictions = run(job.name, job.folder, job.config, job.parts)
+        if job.is_reader:
+            system, predictions = run_reader(_tuned(job), job.config, job.parts)
+        else:
+            run = run_method if job.kind == "method" else run_baseline
+            system, predictions = run(job.name, job.folder, job.config, job.parts)
         write_json(job.folder / PREDICTIONS, predictions.to_mapping())
         digest = sha256_of(job.folder / PREDICTIONS)
     except InputError as error:
@@ -134,6 +139,19 @@ def _run_system(job: Job) -> None:
     except Exception as error:
         system = System(job.name, _kind(job), "", error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     write_json(job.folder / RESULT, {"key": job.key, "system": system, "predictions_sha256": digest})
+
+
+def _tuned(reader: Job) -> System:
+    """The finished system whose run a reader answers with."""
+    name = reader.name.removesuffix(WITH_RAG)
+    try:
+        saved = json.loads((reader.folder.with_name(name) / RESULT).read_text(encoding="utf-8"))
+        tuned = system_from(saved["system"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{name} left no result, so nothing can answer with it") from error
+    if tuned.error:
+        raise InputError(f"{name} failed, so nothing can answer with it")
+    return tuned
 
 
 def _read_system(job: Job, with_errors: bool = False) -> System | None:
@@ -161,6 +179,7 @@ def system_from(plain: Mapping[str, Any]) -> System:
     values["metrics"] = {name: _interval(value) for name, value in plain["metrics"].items()}
     values["difference"] = None if plain["difference"] is None else _interval(plain["difference"])
     values["curve"], values["samples"] = tuple(plain["curve"]), tuple(plain["samples"])
+    values["forgotten"] = tuple(plain.get("forgotten", ()))
     return System(**values)
 
 

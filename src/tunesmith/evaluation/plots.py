@@ -106,29 +106,81 @@ def plot_scores(systems: Sequence[System], metric: str, reference: float | None)
     return canvas.svg()
 
 
+@dataclass(frozen=True, slots=True)
+class Across:
+    """What lies along the horizontal axis of a plot: a name, the place of each system (value, low, high), None where
+    it has none; on a logarithmic axis, or a plain one."""
+
+    name: str
+    place: Callable[[System], tuple[float, float, float] | None]
+    is_log: bool = False
+    write: Callable[[float], str] = "{:g}".format
+
+
 def plot_against_size(systems: Sequence[System], metric: str) -> str:
     """Score over the number of trained parameters, on a logarithmic axis."""
-    shown = [system for system in systems if system["trainable_parameters"] and _interval(system, metric)]
+    return plot_against(systems, metric, cost("trainable_parameters", "trained parameters", _count))
+
+
+def cost(key: str, name: str, write: Callable[[float], str]) -> Across:
+    """What a system costs: one of its own numbers, where it is not 0."""
+    return Across(name, lambda system: (system[key],) * 3 if system[key] else None, is_log=True, write=write)
+
+
+def lost(measure: str, metric: str, higher_is_better: bool) -> Across:
+    """How much a system has forgotten, by one measure: more is further to the right, nothing is 0."""
+    sign = -1 if higher_is_better else 1
+
+    def place(system: System) -> tuple[float, float, float] | None:
+        for one in system.get("forgotten", ()):
+            if (one["measure"], one["metric"]) == (measure, metric) and None not in one["change"].values():
+                ends = sorted((sign * one["change"]["low"], sign * one["change"]["high"]))
+                return sign * one["change"]["value"], ends[0], ends[1]
+        return (0.0, 0.0, 0.0) if system["kind"] == "baseline" and system["family"] == "prompting" else None
+
+    return Across(f"forgotten: {measure}, {metric}", place)
+
+
+def plot_against(systems: Sequence[System], metric: str, across: Across) -> str:
+    """Score over something else, both with their intervals."""
+    placed = [(system, across.place(system), _interval(system, metric)) for system in systems]
+    shown = [(system, place, end) for system, place, end in placed if place is not None and end]
     if len(shown) < 2:
         return ""
-    sizes = [math.log10(system["trainable_parameters"]) for system in shown]
-    ends = [_interval(system, metric) for system in shown]
-    low, high = min(end["low"] for end in ends), max(end["high"] for end in ends)
-    x = linear(math.floor(min(sizes)), math.ceil(max(sizes)), 60, WIDTH - 110)
+    low, high = min(end["low"] for *_, end in shown), max(end["high"] for *_, end in shown)
+    x, marks = _axis_x(across, [value for _, place, _ in shown for value in place])
     y = linear(low, high, 250, 16)
-    canvas = Canvas(300, f"{metric} over the number of trained parameters")
+    canvas = Canvas(300, f"{metric} over {across.name}")
     _axis_y(canvas, y, ticks(low, high), 60, WIDTH - 110)
-    for power in range(math.floor(min(sizes)), math.ceil(max(sizes)) + 1):
-        canvas.text(x(power), 276, _count(10**power), "axis", "middle")
-    canvas.text((60 + WIDTH - 110) / 2, 296, "trained parameters", "axis", "middle")
-    placed: list[tuple[float, float]] = []
-    for system, size, end in sorted(zip(shown, sizes, ends, strict=True), key=lambda item: -item[2]["value"]):
+    for value in marks:
+        canvas.text(x(value), 276, across.write(value), "axis", "middle")
+    canvas.text((60 + WIDTH - 110) / 2, 296, across.name, "axis", "middle")
+    taken: list[tuple[float, float]] = []
+    for system, (value, left, right), end in sorted(shown, key=lambda item: -item[2]["value"]):
         kind = colour(system)
-        canvas.line((x(size), y(end["low"]), x(size), y(end["high"])), f"interval {kind}")
-        canvas.dot(x(size), y(end["value"]), kind, f"{system['name']}: {system['trainable_parameters']:,} trained")
-        level = _free_level(placed, x(size) + 10, y(end["value"]) + 4)
-        canvas.text(x(size) + 10, level, system["name"], "label")
+        canvas.line((x(value), y(end["low"]), x(value), y(end["high"])), f"interval {kind}")
+        if left < right:
+            canvas.line((x(left), y(end["value"]), x(right), y(end["value"])), f"interval {kind}")
+        canvas.dot(x(value), y(end["value"]), kind, f"{system['name']}: {metric} {end['value']:.3f}, {value:,.3g}")
+        beside = 4 if left == right else -6  # above the line of its own interval
+        level = _free_level(taken, x(value) + 10, y(end["value"]) + beside)
+        canvas.text(x(value) + 10, level, system["name"], "label")
     return canvas.svg()
+
+
+def _axis_x(across: Across, values: Sequence[float]) -> tuple[Scale, list[float]]:
+    """The horizontal scale, and where it is marked: at powers of ten (and between them where few), or evenly."""
+    if not across.is_log:
+        low, high = min(values), max(values)
+        return linear(low, high, 60, WIDTH - 110), ticks(low, high)
+    low, high = math.log10(min(values)), math.log10(max(values))
+    margin = 0.03 * (high - low) or 0.1
+    near = linear(low - margin, high + margin, 60, WIDTH - 110)
+    steps = (1, 2, 5) if high - low < 3 else (1,)
+    marks = [step * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 1) for step in steps]
+    return (lambda value: near(math.log10(value))), [
+        value for value in marks if low - margin <= math.log10(value) <= high + margin
+    ]
 
 
 def plot_curves(systems: Sequence[System]) -> str:

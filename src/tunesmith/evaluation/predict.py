@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tunesmith.evaluation.tasks import chat_stream, open_network, predict_texts
 from tunesmith.models.generate import Decoding
 from tunesmith.models.load import Network
 from tunesmith.records import Message, RawRow
+from tunesmith.runs.adapters import Adapters, load_adapters
 from tunesmith.runs.run import Run
 from tunesmith.terminal import say
 
@@ -67,16 +69,18 @@ def _text_column(rows: list[RawRow], file: Path) -> str:
     return found
 
 
-def converse(run: str, system: str | None, temperature: float, max_new_tokens: int) -> None:
+def converse(run: str, also: Sequence[str], system: str | None, decoding: Decoding) -> None:
     """Reads questions and streams answers until the input ends. The conversation so far is kept.
 
-    A question that cannot be put (too long by now) is said so and forgotten.
+    A question that cannot be put (too long by now) is said so and forgotten. With further runs of the same base, `/use`
+    says whose adapters answer.
     """
-    network = open_network(run)
+    adapters = load_adapters([run, *also]) if also else None
+    network = open_network(run) if adapters is None else adapters.network
     if network.task != "generation":
         raise InputError(f"'{network.source}' does {network.task}, it cannot chat; use `tunesmith predict`")
-    say(f"{run}: ask away. /new starts anew, /quit ends.")
-    decoding = Decoding(max_new_tokens, temperature)
+    more = "" if adapters is None else f"/use NAMES sets to work any of {', '.join(adapters.names)}; "
+    say(f"{run}: ask away. {more}/new starts anew, /quit ends.")
     opening = [Message("system", system)] if system else []
     messages = list(opening)
     while True:
@@ -88,12 +92,22 @@ def converse(run: str, system: str | None, temperature: float, max_new_tokens: i
             return
         if question == "/new":
             messages = list(opening)
+        elif adapters is not None and question.split()[:1] == ["/use"]:
+            _use(adapters, question.split()[1:])
         elif question:
             asked = [*messages, Message("user", question)]
             try:
                 messages = [*asked, Message("assistant", _say_answer(network, asked, decoding))]
             except InputError as error:
                 say(f"{error}. Or start anew with /new")
+
+
+def _use(adapters: Adapters, names: list[str]) -> None:
+    try:
+        adapters.use(*names)
+        say(f"{adapters.network.source} answers")
+    except InputError as error:
+        say(str(error))
 
 
 def _say_answer(network: Network, asked: list[Message], decoding: Decoding) -> str:

@@ -32,6 +32,9 @@ class Predictions:
     num_tokens      (R,) judged tokens per row, or None for one each
     probabilities   classification: (R, C), or None
     finished        generation: whether each answer ended by itself, None where none was made; or None
+    prompt_tokens   tokens that were read for each answer, or None
+    seconds         what these answers took, made in batches, or None
+    note            how the system was chosen, where it was
     """
 
     task: Task
@@ -41,6 +44,9 @@ class Predictions:
     num_tokens: Indices | None = None
     probabilities: Floats | None = None
     finished: list[bool | None] | None = None
+    prompt_tokens: list[int] | None = None
+    seconds: float | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.task in ("token-classification", "ranking"):
@@ -92,5 +98,6 @@ class Predictions:
     @classmethod
     def from_mapping(cls, plain: Mapping[str, Any]) -> Predictions:
         arrays = {name: plain.get(name) for name in ("losses", "num_tokens", "probabilities")}
-        made = {name: None if value is None else np.array(value) for name, value in arrays.items()}
-        return cls(plain["task"], plain["targets"], plain["outputs"], **made, finished=plain.get("finished"))
+        made: dict[str, Any] = {name: None if value is None else np.array(value) for name, value in arrays.items()}
+        made |= {name: plain[name] for name in ("finished", "prompt_tokens", "seconds", "note") if name in plain}
+        return cls(plain["task"], plain["targets"], plain["outputs"], **made)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,27 @@ from tunesmith.data.quality.findings import whole_text
 from tunesmith.data.sides import use_prefix
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
-from tunesmith.evaluation.baselines import Resources, find_baseline, targets_of
-from tunesmith.evaluation.demonstrations import Shown
+from tunesmith.evaluation.baselines import find_baseline
+from tunesmith.evaluation.forgetting import measure_forgetting
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
+from tunesmith.evaluation.prompted import Resources, found_passages, reading
+from tunesmith.evaluation.prompting import Prompting
 from tunesmith.evaluation.readings import READINGS
-from tunesmith.evaluation.tasks import label_logprobs, predict_rows, predict_shown, texts_of
+from tunesmith.evaluation.tasks import predict_asked, predict_rows
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, count_parameters, load_network, settle_precision
 from tunesmith.records import Conversation, Examples, LabelledText, Origin, Split, System, TaggedWords, Task
 from tunesmith.runs.folder import FROZEN
+from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, peak_memory, seed_everything
+from tunesmith.storage import to_plain
 from tunesmith.train.validate import embed
 from tunesmith.tuning import tune
 
 SAMPLES_SHOWN = 8
+# Of a tuned model that answers behind passages.
+WITH_RAG = "+rag"
 
 
 def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
@@ -52,8 +60,48 @@ def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> 
         curve=tuple(run.outcome["curve"]),
         samples=_samples(parts, predictions),
         folder=str(run.folder),
+        stored_bytes=sum(file.stat().st_size for file in run.folder.glob("*.safetensors")),
+        forgotten=_forgotten(run, config),
+        **_use(predictions),
     )
     return system, predictions
+
+
+def _use(predictions: Predictions) -> dict[str, Any]:
+    """What an answer costs, each time somebody asks, and how the system was chosen."""
+    read, seconds = predictions.prompt_tokens, predictions.seconds
+    if not read or seconds is None:
+        return {"note": predictions.note}
+    return {"prompt_tokens": sum(read) / len(read), "answer_seconds": seconds / len(read), "note": predictions.note}
+
+
+def run_reader(tuned: System, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
+    """A tuned model, answering behind passages that it was not tuned with."""
+    started = time.monotonic()
+    run = Run.open(tuned.folder)
+    device, dtype = _where(config)
+
+    limits = config.max_generated, config.max_new_tokens
+    prompting = reading(found_passages(parts, _documents(config)))
+    predictions = predict_asked(run.network, parts.test, dtype, *limits, prompting)
+    system = replace(
+        tuned,
+        name=tuned.name + WITH_RAG,
+        metrics=score(predictions, config.seed).metrics,
+        peak_memory=max(tuned.peak_memory, peak_memory(device)),
+        total_seconds=tuned.total_seconds + time.monotonic() - started,
+        samples=_samples(parts, predictions),
+        curve=(),
+        **_use(predictions),
+    )
+    return system, predictions
+
+
+def _forgotten(run: Run, config: CompareConfig) -> tuple[Mapping[str, Any], ...]:
+    """Last, so that neither time nor memory of the base model counts as the method's."""
+    if not config.forgetting:
+        return ()
+    return tuple(to_plain(change) for change in measure_forgetting(run, config.also_keep))
 
 
 def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
@@ -63,9 +111,7 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
     device, _ = _where(config)
     seed_everything(config.seed)
     model = _Model(config, parts)
-    predictions = baseline.predict(
-        parts, Resources(model.embed, model.label_logprobs, model.as_is, model.shown, config.seed)
-    )
+    predictions = baseline.predict(parts, Resources(model.embed, model.ask, config.seed, _documents(config)))
     system = System(
         name=name,
         kind="baseline",
@@ -75,6 +121,7 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
         peak_memory=peak_memory(device),
         total_seconds=time.monotonic() - started,
         samples=_samples(parts, predictions),
+        **_use(predictions),
     )
     return system, predictions
 
@@ -84,6 +131,10 @@ def _tune_config(config: CompareConfig, method: str, folder: Path) -> TuneConfig
     own = {"method": method, "output": folder, "learning_rate": config.learning_rates.get(method)}
     # What was interrupted goes on if it was asked the same thing, else it is replaced.
     return TuneConfig(**shared | own, resume=True, overwrite=True)
+
+
+def _documents(config: CompareConfig) -> Path | None:
+    return None if config.documents is None else Path(config.documents).expanduser()
 
 
 def _where(config: CompareConfig) -> tuple[torch.device, torch.dtype]:
@@ -106,21 +157,9 @@ class _Model:
         asked = Examples("regression", given, (), "", "")
         return embed(network, tokenize(asked, network.tokenizer, network.max_positions), self._dtype)
 
-    def label_logprobs(self, texts: list[str]):  # type: ignore[no-untyped-def]
-        names = self._parts.test.class_names
-        return label_logprobs(self._load("generation"), texts, names, self._dtype)
-
-    def as_is(self) -> Predictions:
-        limits = self._config.max_generated, self._config.max_new_tokens
-        return predict_rows(self._load("generation"), self._parts.test, self._dtype, *limits)
-
-    def shown(self, shown: Shown) -> Predictions:
-        network, test = self._load("generation"), self._parts.test
-        if test.task == "generation":
-            limits = self._config.max_generated, self._config.max_new_tokens
-            return predict_shown(network, test, self._dtype, *limits, shown)
-        said = label_logprobs(network, texts_of(test), test.class_names, self._dtype, shown).argmax(1)
-        return Predictions("classification", targets_of(test), said)
+    def ask(self, examples: Examples, prompting: Prompting, with_answers: bool = True) -> Predictions:
+        limits = (self._config.max_generated if with_answers else 0), self._config.max_new_tokens
+        return predict_asked(self._load("generation"), examples, self._dtype, *limits, prompting)
 
     def _load(self, task: Task) -> Network:
         if self._loaded is not None and self._loaded.task == task:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from tunesmith.data import sources
 from tunesmith.data.ids import prompt_ids
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
-from tunesmith.evaluation.demonstrations import Shown, fit_shown, show_before, write_question
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
+from tunesmith.evaluation.prompting import WORDINGS, Prompting, fit_before
 from tunesmith.evaluation.readings import READINGS, Given, by_row
 from tunesmith.models.generate import Decoding, generate, sample, stream
 from tunesmith.models.load import Network, load_network, settle_precision
@@ -49,11 +51,12 @@ def predict_rows(
     """What the network says about labelled rows; generation answers the first `max_generated` of them."""
     network.model.eval()
     rows = tokenize(examples, network.tokenizer, network.max_positions - network.num_virtual)
+    started = time.monotonic()
     outputs = validate(network, rows, dtype)
     if examples.task == "generation":
         conversations = [row for row in examples.rows if isinstance(row, Conversation)]
         asked = [prompt_ids(row.messages[:-1], network.tokenizer) for row in conversations[:max_generated]]
-        decoding = Decoding(max_new_tokens=max_new_tokens)
+        decoding, started = Decoding(max_new_tokens=max_new_tokens), time.monotonic()
         made = [each[0] for each in sample(network, asked, decoding, dtype, quiet=False)] if asked else []
         silent = [None] * (len(conversations) - len(made))
         return Predictions(
@@ -63,45 +66,76 @@ def predict_rows(
             losses=outputs.losses,
             num_tokens=outputs.num_judged,
             finished=[*(answer.finished for answer in made), *silent],
+            prompt_tokens=[len(ids) for ids in asked],
+            seconds=time.monotonic() - started,
         )
-    return READINGS[examples.task].score(examples, rows, outputs)
+    said = READINGS[examples.task].score(examples, rows, outputs)
+    lengths = [len(row.input_ids) for row in rows]
+    return replace(said, prompt_tokens=lengths, seconds=time.monotonic() - started)
+
+
+def predict_asked(
+    network: Network,
+    examples: Examples,
+    dtype: torch.dtype,
+    max_generated: int,
+    max_new_tokens: int,
+    prompting: Prompting,
+) -> Predictions:
+    """What a decoder loaded for generation says about rows that are put to it by `prompting`: of classes the one whose
+    name is likeliest as an answer, else as `predict_rows`."""
+    if examples.task == "classification":
+        return _predict_labels(network, examples, dtype, prompting)
+    rows = [row for row in examples.rows if isinstance(row, Conversation)]
+
+    def fits(index: int, before: Sequence[Any]) -> bool:
+        asked = prompting.ask(rows[index], before).messages
+        return _fits(network, asked[:-1], [asked[-1].content], max_new_tokens)
+
+    kept = fit_before(prompting.before or [()] * len(rows), fits)
+    asked = tuple(prompting.ask(row, before) for row, before in zip(rows, kept, strict=True))
+    return predict_rows(network, Examples("generation", asked, (), "", ""), dtype, max_generated, max_new_tokens)
+
+
+def _predict_labels(network: Network, examples: Examples, dtype: torch.dtype, prompting: Prompting) -> Predictions:
+    names, texts = examples.class_names, texts_of(examples)
+    asked = ask_labels(network, texts, names, prompting)
+    started = time.monotonic()
+    said = label_logprobs(network, asked, names, dtype).argmax(1)
+    seconds = time.monotonic() - started
+    lengths = [len(prompt_ids([message], network.tokenizer)) for message in asked]
+    targets = [names.index(row.target) for row in examples.rows if isinstance(row, LabelledText)]
+    return Predictions("classification", targets, said, prompt_tokens=lengths, seconds=seconds)
+
+
+PLAIN = Prompting(WORDINGS["classification"][0])
+
+
+def ask_labels(
+    network: Network, texts: Sequence[str], class_names: Sequence[str], prompting: Prompting = PLAIN
+) -> list[Message]:
+    """The question which class each text has, behind as much as the model can read."""
+
+    def fits(index: int, before: Sequence[Any]) -> bool:
+        return _fits(network, [prompting.ask_label(texts[index], before, class_names)], class_names)
+
+    kept = fit_before(prompting.before or [()] * len(texts), fits)
+    return [prompting.ask_label(text, before, class_names) for text, before in zip(texts, kept, strict=True)]
 
 
 def label_logprobs(
-    network: Network, texts: Sequence[str], class_names: Sequence[str], dtype: torch.dtype, shown: Shown = ()
+    network: Network, asked: Sequence[Message], class_names: Sequence[str], dtype: torch.dtype
 ) -> np.ndarray:
-    """(texts, classes): mean log-probability per token of each class name as the answer to a question
-    that lists them, behind the demonstrations `shown` before each text. The network must be a decoder loaded
-    for generation."""
-    question = f"Which of these labels fits the text best: {', '.join(class_names)}?\n"
-
-    def ask(index: int, pairs: Sequence[tuple[str, str]]) -> Message:
-        return Message("user", question + write_question(texts[index], pairs, "Text", "Label"))
-
-    kept = fit_shown(shown or [()] * len(texts), lambda index, pairs: _fits(network, [ask(index, pairs)], class_names))
+    """(questions, classes): mean log-probability per token of each class name as the answer to each question. The
+    network must be a decoder loaded for generation."""
     rows = tuple(
-        Conversation((ask(index, pairs), Message("assistant", name)), Origin("<text>", index + 1))
-        for index, pairs in enumerate(kept)
+        Conversation((message, Message("assistant", name)), Origin("<text>", index))
+        for index, message in enumerate(asked, 1)
         for name in class_names
     )
-    asked = Examples("generation", rows, (), "", "")
-    outputs = validate(network, tokenize(asked, network.tokenizer, network.max_positions), dtype)
-    return -(outputs.losses / outputs.num_judged).reshape(len(texts), len(class_names))
-
-
-def predict_shown(
-    network: Network, examples: Examples, dtype: torch.dtype, max_generated: int, max_new_tokens: int, shown: Shown
-) -> Predictions:
-    """As `predict_rows` for generation, with the demonstrations `shown` in the question of each row."""
-    rows = [row for row in examples.rows if isinstance(row, Conversation)]
-
-    def fits(index: int, pairs: Sequence[tuple[str, str]]) -> bool:
-        asked = show_before(rows[index], pairs).messages
-        return _fits(network, asked[:-1], [asked[-1].content], max_new_tokens)
-
-    kept = fit_shown(shown, fits)
-    asked = tuple(show_before(row, pairs) for row, pairs in zip(rows, kept, strict=True))
-    return predict_rows(network, Examples("generation", asked, (), "", ""), dtype, max_generated, max_new_tokens)
+    conversations = Examples("generation", rows, (), "", "")
+    outputs = validate(network, tokenize(conversations, network.tokenizer, network.max_positions), dtype)
+    return -(outputs.losses / outputs.num_judged).reshape(len(asked), len(class_names))
 
 
 def _fits(network: Network, asked: Sequence[Message], answers: Sequence[str], max_new_tokens: int = 0) -> bool:

@@ -13,10 +13,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from tunesmith.data.sides import find_sides
 from tunesmith.errors import InputError
 from tunesmith.evaluation.tasks import open_network
+from tunesmith.models.heads import is_encoder
 from tunesmith.models.load import (
     Network,
     find_base,
-    is_encoder,
     load_config,
     load_network,
     load_tokenizer,

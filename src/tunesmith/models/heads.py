@@ -18,17 +18,22 @@ import torch
 from peft import TaskType
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from tunesmith.errors import InputError
+from tunesmith.models.masked import MASKED_HEADS
 from tunesmith.models.seq2seq import family_of
 from tunesmith.records import PackedBatch, Task
 
@@ -177,6 +182,27 @@ def find_head(model: PreTrainedModel, task: Task) -> Head:
     return head
 
 
+def name_head_modules(model: PreTrainedModel, task: Task) -> tuple[str, ...]:
+    """Last name parts of the modules above the pre-trained body that the task brings; empty for generation."""
+    if task == "text" and model.config.model_type in MASKED_HEADS:
+        return MASKED_HEADS[model.config.model_type].modules
+    return find_head(model, task).modules if task in TASK_HEADS else ()
+
+
+def is_encoder(config: PreTrainedConfig) -> bool:
+    """Bidirectional models, judged by the architectures transformers lists for masked words."""
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+
+
+def choose_class(config: PreTrainedConfig, task: Task) -> Any:
+    """The class of transformers that loads or makes such a model."""
+    if task in TASK_HEADS:
+        return TASK_HEADS[task].auto
+    if task == "text" and is_encoder(config):
+        return AutoModelForMaskedLM
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 @torch.no_grad()
 def draw_reward_head(model: PreTrainedModel) -> None:
     """Weights from N(0, 1 / (D + 1)), that is a standard deviation of 1 / sqrt(D + 1), and no bias: the first rewards
@@ -250,7 +276,7 @@ def pool(hidden_TD: torch.Tensor, batch: PackedBatch, pooling: Pooling) -> torch
 class LanguageHead:
     """A head that is one product with the weight (V, D), and perhaps a soft cap on it.
 
-    Those of encoder-decoders may do something to the states before (`enter`), and add a bias (V,)."""
+    Those of encoders and encoder-decoders do something to the states before (`enter`), and add a bias (V,)."""
 
     weight: torch.Tensor
     softcap: float | None
@@ -263,12 +289,15 @@ SCALINGS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multi
 
 
 def find_language_head(model: PreTrainedModel) -> LanguageHead | None:
-    """The head of a decoder when it is a plain product, else None: then the model's own forward is used."""
+    """The head of a model that writes when it is a plain product, else None: then the model's own forward is used."""
     head: Any = model.get_output_embeddings()
     if model.config.is_encoder_decoder:
         family = family_of(model)
         plain = LanguageHead(head.weight, None, partial(family.enter, model), family.bias(model))
         return plain if type(head) is nn.Linear else None
+    if model.config.model_type in MASKED_HEADS:
+        enter = partial(MASKED_HEADS[model.config.model_type].enter, model)
+        return LanguageHead(head.weight, None, enter, head.bias) if type(head) is nn.Linear else None
     is_plain = type(head) is nn.Linear and head.bias is None
     if not is_plain or any(getattr(model.config, key, None) not in (None, 1, 1.0) for key in SCALINGS):
         return None

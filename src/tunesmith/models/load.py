@@ -13,17 +13,12 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from tunesmith import assets
@@ -33,9 +28,18 @@ from tunesmith.errors import InputError, nearest
 from tunesmith.models import seq2seq
 from tunesmith.models.attention import PACKED
 from tunesmith.models.dropout import use_cheap_dropout
-from tunesmith.models.heads import TASK_HEADS, draw_reward_head, find_head, head_settings, refuse_headless
+from tunesmith.models.heads import (
+    TASK_HEADS,
+    choose_class,
+    draw_reward_head,
+    head_settings,
+    is_encoder,
+    name_head_modules,
+    refuse_headless,
+)
 from tunesmith.models.hub import fetch_model
 from tunesmith.models.lean import use_lean_layers
+from tunesmith.models.masked import MASKED_HEADS
 from tunesmith.models.safety import ADAPTER_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, check_folder, has_weights
 from tunesmith.models.template import check_template
 from tunesmith.models.weights import fingerprint, read_json, refuse_broken
@@ -97,7 +101,7 @@ class Network:
     @property
     def head_modules(self) -> tuple[str, ...]:
         """Last name parts of the modules that every method trains; empty for generation."""
-        return find_head(self.model, self.task).modules if self.task in TASK_HEADS else ()
+        return name_head_modules(self.model, self.task)
 
     def is_new(self, name: str) -> bool:
         """Whether a parameter had no pretrained weights."""
@@ -115,11 +119,6 @@ class Network:
             return seq2seq.longest_side(self.model.config)
         limit = int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
         return limit - position_offset(self.model)
-
-
-def is_encoder(config: PreTrainedConfig) -> bool:
-    """Bidirectional models, judged by the architectures transformers lists for masked words."""
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
 
 
 def position_offset(model: PreTrainedModel) -> int:
@@ -260,13 +259,6 @@ def _read_model(
         return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
 
 
-def choose_class(config: PreTrainedConfig, task: Task) -> Any:
-    """The class of transformers that loads or makes such a model."""
-    if task in TASK_HEADS:
-        return TASK_HEADS[task].auto
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-
-
 def _merge(network: Network, folder: Path) -> None:
     """An adapter given as a model: its base with the adapter's changes merged into the weights."""
     with quietly():
@@ -331,12 +323,14 @@ def _tell_pad_from_end(tokenizer: PreTrainedTokenizerBase) -> None:
 def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
-        if task != "generation":
+        if task not in ("generation", "text"):
             raise InputError(
                 f"'{name}' is an encoder-decoder ({kind}): it writes texts, and the data is for {task}. Take an "
                 "encoder such as minilm-l6, or give the classes as texts to write (source/target)"
             )
         return seq2seq.refuse_unknown(config, name)
+    if task == "text" and is_encoder(config) and kind in MASKED_HEADS:
+        return
     causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config)
     if task not in TASK_HEADS and not causal:
         raise InputError(

@@ -45,7 +45,7 @@ def _forward(layer: LoraLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
         find_recipe(x),
     )
     out: torch.Tensor
-    if not layer.lora_variant:
+    if name not in layer.lora_variant:
         out = _LowRank.apply(*parts)  # type: ignore[no-untyped-call]
     else:
         out = _Directed.apply(*parts, layer.lora_magnitude_vector[name].weight)  # type: ignore[no-untyped-call]

@@ -17,10 +17,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tunesmith.models.heads import TASK_HEADS, head_settings
+from tunesmith.models.heads import TASK_HEADS, choose_class, head_settings
 from tunesmith.models.load import (
     Network,
-    choose_class,
     enclose,
     find_base,
     load_config,

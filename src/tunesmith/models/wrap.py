@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,36 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> Any:
         return get_peft_model(model, config)
 
 
-def read(model: PreTrainedModel, folder: Path) -> Any:
-    """The PEFT model around `model`, with the adapter weights of a folder.
+def read(model: PreTrainedModel, folder: Path, name: str = "default") -> Any:
+    """The PEFT model around `model`, with the adapter weights of a folder, which it calls `name`.
 
     Raises:
         InputError: the folder is hostile or damaged, or its adapter was made for another model.
     """
+    with _reading(folder):
+        wrapped = PeftModel.from_pretrained(model, folder, adapter_name=name)
+    _check_complete(wrapped, folder, name)
+    return wrapped
+
+
+def read_further(wrapped: Any, folder: Path, name: str) -> None:
+    """One more adapter for a PEFT model that has some already; it is not at work before `switch`. Raises as `read`."""
+    with _reading(folder):
+        wrapped.load_adapter(folder, name)
+    _check_complete(wrapped, folder, name)
+
+
+def switch(wrapped: Any, names: Sequence[str]) -> None:
+    """Sets these adapters to work, one on top of the other, and no others; with none the base is as it was."""
+    if names:
+        wrapped.base_model.set_adapter(list(names), inference_mode=True)
+        wrapped.base_model.enable_adapter_layers()
+    else:
+        wrapped.base_model.disable_adapter_layers()
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
     check_folder(folder, str(folder))
     if not (folder / ADAPTER_CONFIG).is_file():  # PEFT would ask the hub for it
         raise InputError(f"{folder}: not an adapter, it holds no {ADAPTER_CONFIG}")
@@ -68,21 +92,19 @@ def read(model: PreTrainedModel, folder: Path) -> Any:
         with _quietly():
             # We look for missing weights ourselves.
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
-            wrapped = PeftModel.from_pretrained(model, folder)
+            yield
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise InputError(f"{folder}: the adapter does not fit the base model: {first_line}") from error
-    _check_complete(wrapped, folder)
-    return wrapped
 
 
 # Embeddings and heads that PEFT saves along, and the network of P-tuning, whose result is saved.
 MAY_BE_SAVED_TOO = ("embed", "lm_head", "prompt_encoder")
 
 
-def _check_complete(wrapped: PeftModel, folder: Path) -> None:
+def _check_complete(wrapped: PeftModel, folder: Path, name: str) -> None:
     """PEFT leaves at random what an adapter lacks, and leaves out what has no place."""
-    weights = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         saved = set(file.keys())
     lacking = sorted(weights.keys() - saved)

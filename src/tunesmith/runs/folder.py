@@ -55,7 +55,7 @@ def look(folder: Path) -> Content:
 
 
 # A key of its configuration tells a command's runs from those of `tune`.
-COMMANDS = {"algorithm": "align", "ties": "reward"}
+COMMANDS = {"algorithm": "align", "ties": "reward", "held_out": "pretrain"}
 
 
 def how_to_go_on(folder: Path) -> str:

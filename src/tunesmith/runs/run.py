@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,19 @@ def refuse_damaged(run: Run) -> None:
         raise InputError(f"{damage[0]}. Changed since the run was saved: see tunesmith doctor {run.folder}")
 
 
+def refuse_strangers(runs: Sequence[Run]) -> None:
+    """Raises an InputError for runs that were not made from one base for one task."""
+    first = runs[0].manifest
+    for run in runs:
+        parent = run.manifest["parent"]
+        if parent["fingerprint"] != first["parent"]["fingerprint"] or run.manifest["task"] != first["task"]:
+            raise InputError(
+                f"{run.folder} and {runs[0].folder}: of different base models or tasks ({parent['name']}, "
+                f"{run.manifest['task']}; {first['parent']['name']}, {first['task']}). "
+                "Only runs of one base can be combined"
+            )
+
+
 def load_run(run: Run) -> Network:
     """The tuned network of a run folder, ready to predict on the best device.
 
@@ -105,6 +118,11 @@ def load_run(run: Run) -> Network:
             quantize_base(network, manifest["quantization"])
         network.tokenizer = load_tokenizer(str(run.folder), str(run.folder), network.task)
     network.source = str(run.folder)
+    return make_ready(network)
+
+
+def make_ready(network: Network) -> Network:
+    """To predict on the best device, and not to be trained."""
     device = choose_device()
     network.model.requires_grad_(False)
     network.model.to(device)

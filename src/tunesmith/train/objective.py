@@ -44,6 +44,7 @@ OBJECTIVES: dict[Task, Objective] = {
     "multi-label": Objective(binary_cross_entropy_N, frozenset({"label_smoothing"})),
     "regression": Objective(lambda logits, targets, _: squared_error_N(logits, targets), frozenset()),
     "generation": Objective(cross_entropy_N, _SOFTMAX),
+    "text": Objective(cross_entropy_N, _SOFTMAX),
     "ranking": Objective(ranking_loss_S, frozenset({"label_smoothing"})),
 }
 

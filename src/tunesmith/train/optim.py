@@ -1,4 +1,4 @@
-"""AdamW with the usual exceptions from weight decay, and learning-rate schedules."""
+"""Optimizers with the usual exceptions from weight decay, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import nn
 
 from tunesmith.train.adamw import AdamW8bit
 from tunesmith.train.galore import GaLore
+from tunesmith.train.muon import Muon, is_hidden_matrix
 
 Schedule = Literal["linear", "cosine", "constant"]
-Optim = Literal["adamw", "adamw_8bit", "galore"]
+Optim = Literal["adamw", "adamw_8bit", "galore", "muon"]
 
 
 class Rate(NamedTuple):
@@ -30,6 +31,7 @@ _KINDS: dict[Optim, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "adamw_8bit": AdamW8bit,
     "galore": GaLore,
+    "muon": Muon,
 }
 
 _DECAY: dict[Schedule, Callable[[float], float]] = {
@@ -63,18 +65,20 @@ def make_optimizer(
         rates: by the parameter's name; the plain one where not given.
         rank: of what GaLore keeps for a matrix.
     """
-    groups: dict[tuple[bool, Rate], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, Rate, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
-        groups.setdefault((parameter.ndim <= 1, rates.get(name, Rate())), []).append(parameter)
+        kept = (parameter.ndim <= 1, rates.get(name, Rate()), is_hidden_matrix(name, parameter))
+        groups.setdefault(kept if kind == "muon" else (*kept[:2], False), []).append(parameter)
     described = [
         {
-            "params": groups[is_vector, rate],
+            "params": groups[is_vector, rate, is_hidden],
             "weight_decay": 0.0 if is_vector else weight_decay,
             "lr": learning_rate * rate.factor,
             "rate": rate,
             "rank": rank,
+            "is_hidden": is_hidden,
         }
-        for is_vector, rate in sorted(groups)
+        for is_vector, rate, is_hidden in sorted(groups)
     ]
     return _KINDS[kind](described, lr=learning_rate)
 
