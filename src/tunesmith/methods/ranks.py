@@ -132,6 +132,7 @@ def _follow(optimizer: torch.optim.Optimizer, layers: Sequence[Triplets], beta1:
     """Smooths how much each entry matters, |w dL/dw|, and how far that varies (equations 9 to 11)."""
     for layer in layers:
         for parameter in (layer.a_RI, layer.e_R1, layer.b_OR):
+            assert parameter.grad is not None
             state, now = optimizer.state[parameter], (parameter * parameter.grad).abs()
             mean = state.setdefault(SENSITIVITY, torch.zeros_like(now))
             mean.mul_(beta1).add_(now, alpha=1 - beta1)

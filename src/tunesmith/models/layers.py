@@ -87,7 +87,8 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 def find_linears(model: PreTrainedModel, names: Collection[str]) -> tuple[list[str], list[str]]:
     """Whole names of the linear layers that end so: those inside the blocks, and those elsewhere."""
     blocks = set(find_layers(model).modules())
-    inside, elsewhere = [], []
+    inside: list[str] = []
+    elsewhere: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] in names:
             (inside if module in blocks else elsewhere).append(name)
