@@ -240,7 +240,8 @@ ROWS = (
     _row("lokr", "Kronecker products", "Yeh et al. 2024, arXiv 2309.14859", LoKrConfig, (1.1e-3, 2e-3), alpha=16),
     _row("glora", "LoRA with factors of weight and bias", "Chavan et al. 2023, arXiv 2306.07967", GloraConfig),
     _row("gralora", "LoRA in blocks", "Jung et al. 2025, arXiv 2505.20355", GraloraConfig, alpha=64, transposed=True),
-    _row("delora", "LoRA of bounded length", "Bini et al. 2025, arXiv 2503.18225", DeloraConfig),
+    # From PEFT's bound of 15 the first step alone, whatever the rate, leads out of where the model was.
+    _row("delora", "LoRA of bounded length", "Bini et al. 2025, arXiv 2503.18225", DeloraConfig, delora_lambda=4),
     _row("peanut", "a small network of the frozen weights", "Zhong et al. 2024, arXiv 2410.01870", PeanutConfig),
     _row("miss", "one small matrix for all shards", "Kang & Yin 2024, arXiv 2409.15371", MissConfig, r=16),
     # One set of matrices or vectors that all layers share.
