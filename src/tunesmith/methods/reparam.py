@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import (
+    AdaLoraConfig,
     BOFTConfig,
     C3AConfig,
     DeloraConfig,
@@ -48,6 +49,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.methods.adapters import Adapter, Sizes, adapter, largest_factor, restore_adapter
 from tunesmith.methods.informed import main_directions
 from tunesmith.methods.method import Method, Saving
+from tunesmith.methods.ranks import allot_ranks, save_ranks
 from tunesmith.models.load import Network
 from tunesmith.models.safety import ADAPTER_WEIGHTS
 from tunesmith.records import TokenizedExample
@@ -115,6 +117,7 @@ def begin_with_inputs(
 
 _row = partial(adapter, "reparameterised")
 _FIXED: tuple[float, float] = (1e-3, 1e-3)
+RANKS = Saving("PEFT adapter (LoRA)", save_ranks, restore_adapter)
 DIFFERENCE = Saving("PEFT adapter (LoRA)", save_difference, restore_adapter)
 
 
@@ -203,6 +206,19 @@ ROWS = (
             transposed=True,
         ),
         inform=begin_with_inputs,
+    ),
+    replace(
+        _row(
+            "adalora",
+            "LoRA whose ranks go to the layers that need them",
+            "Zhang et al. 2023, arXiv 2303.10512",
+            AdaLoraConfig,
+            _FIXED,
+            by_width=False,
+            transposed=True,
+        ),
+        attend=allot_ranks,
+        saving=RANKS,
     ),
     _row(
         "hira",
