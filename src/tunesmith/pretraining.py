@@ -225,11 +225,12 @@ def advice(forecast: Forecast | None, network: Network, tokens: Tokens) -> str:
     _, num_parameters = count_parameters(network)
     best = TOKENS_PER_PARAMETER * num_parameters
     text = (
-        f"{len(tokens.ids) / num_parameters:.3g} tokens a parameter in a pass; about {TOKENS_PER_PARAMETER} spend a "
+        f"{len(tokens.ids) / num_parameters:.2g} tokens a parameter in a pass; about {TOKENS_PER_PARAMETER} spend a "
         f"given arithmetic best, {best:,.0f} tokens or {best / len(tokens.ids):.1f} passes"
     )
-    if forecast is not None and forecast.tokens_per_second:
-        text += f", {describe_seconds(best / forecast.tokens_per_second)} here"
+    steps = sum(forecast.parts.get(name, 0.0) for name in ("window", "update")) if forecast is not None else 0.0
+    if forecast is not None and steps:
+        text += f", {describe_seconds(best * steps / forecast.num_tokens)} of steps on this machine"
     return text
 
 

@@ -63,7 +63,7 @@ def test_learning_by_trial_ends_as_if_never_killed(place: Path, uninterrupted: C
     assert "Traceback" not in done.log.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_pretraining_ends_as_if_never_killed(place: Path, uninterrupted: Callable[[str], dict[str, str]]) -> None:
     """Through several passes, each of which cuts and masks at other places."""
     done = survive("pretrain", place, num_kills=4, seed=2)
