@@ -9,6 +9,7 @@ from tunesmith.errors import InputError
 if TYPE_CHECKING:
     from tunesmith.api import align, compare, evaluate, forgetting, load, load_adapters, plan, predict, reward, tune
     from tunesmith.evaluation.compare import Comparison
+    from tunesmith.inspection.look import Inspection, inspect
     from tunesmith.runs.run import Run
     from tunesmith.train.plan import Forecast
 
@@ -16,11 +17,13 @@ __all__ = [
     "Comparison",
     "Forecast",
     "InputError",
+    "Inspection",
     "Run",
     "align",
     "compare",
     "evaluate",
     "forgetting",
+    "inspect",
     "load",
     "load_adapters",
     "plan",
@@ -33,7 +36,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Comparison": "tunesmith.evaluation.compare",
     "Forecast": "tunesmith.train.plan",
+    "Inspection": "tunesmith.inspection.look",
     "Run": "tunesmith.tuning",
+    "inspect": "tunesmith.inspection.look",
     **dict.fromkeys(
         (
             "align",
