@@ -4,8 +4,9 @@
 
 The server is `tunesmith feedback serve` in a process of its own, on SQLite, or on a PostgreSQL server that is started
 for it. Each labeler has a session and a connection, thinks for a time drawn from an exponential distribution, and
-submits, which also brings the next item. Half of the submits have a draft before them. Latency is from the first byte
-sent to the last received. At the end every acknowledged answer is looked up in the store.
+submits, which also brings the next item. While thinking they rank one answer after another at random moments, and
+drafts are sent as the page sends them: a while after a change, unless another one or the submit comes first. Latency
+is from the first byte sent to the last received. At the end every acknowledged answer is looked up in the store.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from tunesmith.feedback.database import open_database
 from tunesmith.feedback.people import People
 from tunesmith.feedback.results import read_results
 from tunesmith.feedback.store import Store
+
+SECONDS_TO_DRAFT = 1.5  # after a change: SOON in web/static/drafts.js
 
 
 @dataclass
@@ -86,14 +90,21 @@ class Connection:
 async def label(connection: Connection, options: argparse.Namespace, until: float, tally: Tally) -> None:
     await asyncio.sleep(random.uniform(0, options.think))  # nobody begins at the same moment
     said = await connection.ask("next", "POST", "api/next", {})
-    while said is not None and said["item"] is not None and time.monotonic() < until:
-        await asyncio.sleep(random.expovariate(1 / options.think))
+    while said is not None and said["item"] is not None:
         item, key = said["item"], secrets.token_hex(16)
         levels = [[answer["id"]] for answer in item["answers"]]
         about = {"item": item["id"], "version": item["version"]}
-        if random.random() < 0.5:
-            await connection.ask("draft", "PUT", "api/draft", {**about, "draft": {"at": 1, "levels": levels}})
-        body = {**about, "key": key, "response": {"levels": levels}, "seconds": options.think}
+        begun, thought = time.monotonic(), random.expovariate(1 / options.think)
+        if begun + thought > until:
+            return
+        changes = sorted(random.uniform(0, thought) for _ in levels)
+        for count, (change, following) in enumerate(pairwise([*changes, thought]), 1):
+            if following - change > SECONDS_TO_DRAFT:
+                await asyncio.sleep(begun + change + SECONDS_TO_DRAFT - time.monotonic())
+                draft = {"at": 1, "levels": levels[:count], "unranked": [name for (name,) in levels[count:]]}
+                await connection.ask("draft", "PUT", "api/draft", {**about, "draft": draft})
+        await asyncio.sleep(begun + thought - time.monotonic())
+        body = {**about, "key": key, "response": {"levels": levels}, "seconds": thought}
         said = await connection.ask("submit", "POST", "api/rankings", body)
         if said is not None:
             tally.acknowledged[key] = said["version"]
@@ -132,9 +143,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         server = stack.enter_context(serving(address))
         process = psutil.Process(server.process.pid)
         tally, before = Tally(), process.memory_info().rss
-        begun = time.monotonic()
+        begun, spent = time.monotonic(), seconds_at_work(process)
         asyncio.run(load(server.url, sessions, options, tally))
-        seconds, used = time.monotonic() - begun, process.cpu_times()
+        seconds = time.monotonic() - begun
+        cores = {who: round((now - spent[who]) / seconds, 2) for who, now in seconds_at_work(process).items()}
         after = process.memory_info().rss
         kept = {ranked.event for ranked in read_results(database).rankings}
         items = Counter(ranked.item for ranked in read_results(database).rankings)
@@ -151,8 +163,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "reconnects": tally.reconnects,
         "submits_per_second": round(len(tally.latencies["submit"]) / seconds, 1),
         "milliseconds": {kind: percentiles(values) for kind, values in tally.latencies.items()},
-        "server_cpu": round((used.user + used.system) / seconds, 2),
+        "drafts_per_second": round(len(tally.latencies["draft"]) / seconds, 1),
+        "cores_at_work": cores,
         "server_mb": [round(before / 1e6), round(after / 1e6)],
+    }
+
+
+def seconds_at_work(server: psutil.Process) -> dict[str, float]:
+    """Of the cores, so far: for the server, for the labelers (this process), and for everything on this machine."""
+    whole = psutil.cpu_times()
+    return {
+        "server": sum(server.cpu_times()[:2]),
+        "labelers": time.process_time(),
+        "all": sum(whole) - whole.idle - getattr(whole, "iowait", 0),
     }
 
 

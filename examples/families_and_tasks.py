@@ -41,14 +41,24 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
     "all-tactics": (ENCODER | {"data": "attack-procedures", "task": "multi-label"}, "", None),
     "ratings": (ENCODER | {"data": "vader-movies", "task": "regression"}, "", None),
     "names": (ENCODER | {"data": "attack-procedures", "task": "token-classification"}, "", None),
-    "answers": (WRITER | {"data": "construction-faq", "num_train_epochs": 2}, "", None),
+    "answers": (
+        WRITER | {"data": "construction-faq", "num_train_epochs": 2, "max_train_samples": 96, "max_test_samples": 32},
+        "",
+        None,
+    ),
     "translation": (
         WRITER | {"data": "construction-translation", "num_train_epochs": 2, "max_train_samples": 160},
         "",
         None,
     ),
     "questions": (
-        WRITER | {"model": "bert2bert", "data": "construction-faq", "num_train_epochs": 10},
+        WRITER
+        | {
+            "model": "bert2bert",
+            "methods": ["full", "cross-attention"],
+            "data": "construction-faq",
+            "num_train_epochs": 10,
+        },
         "generation",
         question_of,
     ),

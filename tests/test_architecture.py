@@ -30,7 +30,7 @@ LEVELS = (
     ("feedback",),
     ("evaluation",),
     ("planning", "survey", "checking"),
-    ("pretraining",),
+    ("pretraining", "tokenizing"),
     ("tuning",),
     ("forecasting",),
     ("runs",),
@@ -48,7 +48,18 @@ LEVELS = (
 """Top first. A part imports from lower lines only, never from its own line."""
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 FAMILIES = tuple(f"tunesmith.methods.{name}" for name in ("full", "selective", "additive", "reparam"))
-MEASURES = ("metrics", "predictions", "of_classes", "of_answers", "answers", "tags", "rankings", "duels", "drift")
+MEASURES = (
+    "metrics",
+    "predictions",
+    "of_classes",
+    "of_answers",
+    "answers",
+    "tags",
+    "rankings",
+    "duels",
+    "drift",
+    "intervals",
+)
 PURE = (
     "tunesmith.train.losses",
     "tunesmith.train.preference",

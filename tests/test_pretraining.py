@@ -18,6 +18,7 @@ from tunesmith.errors import InputError
 from tunesmith.pretraining import pretrain
 from tunesmith.runs.run import Run
 from tunesmith.train import loop
+from tunesmith.train.loop import time_step
 
 TEXT = "".join(
     f"{number} And {name} begat {other}, and {other} lived {number % 90 + 7} years.\n"
@@ -145,10 +146,33 @@ def test_an_encoder_with_a_new_head_learns_masked_words(tmp_path: Path) -> None:
     assert not info["missing_keys"]
 
 
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_an_encoder_decoder_from_scratch_mends_texts(architecture: str, book: Path, tmp_path: Path) -> None:
+    run = read(book, tmp_path / "run", **(SCRATCH | {"architecture": architecture, "max_steps": 12}))
+    losses = [point["validation_loss"] for point in run.outcome["curve"]]
+    assert losses[-1] < losses[0] - 0.3
+    assert run.network.model.config.is_encoder_decoder
+    assert run.manifest["task"] == "generation"
+
+
 def test_an_encoder_from_scratch_has_a_tokenizer_like_berts(book: Path, tmp_path: Path) -> None:
     run = read(book, tmp_path / "run", **(SCRATCH | {"architecture": "bert", "max_steps": 2, "optim": "adamw"}))
     assert run.network.tokenizer.cls_token == "[CLS]"
     assert type(run.network.model).__name__ == "BertForMaskedLM"
+
+
+def test_a_time_becomes_a_number_of_steps_and_stays(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timing leaves no trace: the same steps without it lead to the same bits."""
+    monkeypatch.setattr("tunesmith.pretraining.time_step", lambda *given: (time_step(*given), 0.25)[1])
+    more = SCRATCH | {"max_steps": None}
+    run = read(book, tmp_path / "run", **more, max_minutes=0.05)
+    steps = run.outcome["steps"]
+    assert 8 <= steps <= 12, "three seconds, a quarter for each"
+    same = read(book, tmp_path / "same", **(more | {"max_steps": steps, "num_train_epochs": 2}))
+    weights = [file.read_bytes() for file in (run.folder / "model.safetensors", same.folder / "model.safetensors")]
+    assert weights[0] == weights[1]
 
 
 def test_an_architecture_of_ones_own(book: Path, tmp_path: Path) -> None:
@@ -166,6 +190,7 @@ def test_an_architecture_of_ones_own(book: Path, tmp_path: Path) -> None:
         ({"architecture": "lama"}, "did you mean 'llama'"),
         ({"architecture": "llama", "width": 30, "heads": 4}, "each head must have an even share"),
         ({"architecture": "llama", "replay": 0.5}, "replay is for `tune`"),
+        ({"architecture": "llama", "also_measure": "other/book.txt"}, "have one name"),
         ({"architecture": "llama", "vocabulary": 50}, "vocabulary is 50; bpe needs 259"),
     ],
 )

@@ -26,6 +26,8 @@ DISTRIBUTIONS = {"rouge_score": "rouge-score", "sklearn": "scikit-learn", "yaml"
 """Where the name to import is not the name to install."""
 NEEDED_BY_TRANSFORMERS = {"jinja2", "gguf"}
 """Optional there, needed for what we do with it: chat templates, GGUF files."""
+TAKEN_BY_UVICORN = {"httptools", "uvloop"}
+"""Where they are installed; they make it faster."""
 
 
 # The tree in the README
@@ -128,7 +130,7 @@ def requirement_problems(sources: Sources, requirements: list[str]) -> list[str]
     imported = {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in third_party}
     asked = {canonicalize_name(Requirement(line).name) for line in requirements}
     undeclared = [f"imported, not in pyproject.toml: {name}" for name in sorted(imported - asked)]
-    unused = asked - imported - NEEDED_BY_TRANSFORMERS
+    unused = asked - imported - NEEDED_BY_TRANSFORMERS - TAKEN_BY_UVICORN
     return undeclared + [f"in pyproject.toml, never imported: {name}" for name in sorted(unused)]
 
 

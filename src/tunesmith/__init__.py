@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import InputError
 
 if TYPE_CHECKING:
-    from tunesmith.api import align, compare, evaluate, forgetting, load, load_adapters, plan, predict, reward, tune
+    from tunesmith.api import (
+        align,
+        compare,
+        evaluate,
+        forgetting,
+        load,
+        load_adapters,
+        plan,
+        predict,
+        pretrain,
+        reward,
+        tokenizer,
+        tune,
+    )
     from tunesmith.evaluation.compare import Comparison
     from tunesmith.inspection.look import Inspection, inspect
     from tunesmith.runs.run import Run
@@ -28,7 +41,9 @@ __all__ = [
     "load_adapters",
     "plan",
     "predict",
+    "pretrain",
     "reward",
+    "tokenizer",
     "tune",
 ]
 __version__ = "0.1.0"
@@ -49,7 +64,9 @@ _HOMES = {
             "load_adapters",
             "plan",
             "predict",
+            "pretrain",
             "reward",
+            "tokenizer",
             "tune",
         ),
         "tunesmith.api",

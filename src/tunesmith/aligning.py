@@ -138,6 +138,8 @@ def _prepare(config: TuneConfig, method: Method, parts: Split, planned: bool) ->
         InputError: wrong model, method or reward, or prompts that leave no room for an answer.
     """
     assert isinstance(config, AlignConfig)
+    if method.attend is not None:
+        raise InputError(f"{method.name} follows a fixed number of steps over rows, and trials have none. Take lora")
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     seed_everything(config.seed)

@@ -10,17 +10,21 @@ from tunesmith import planning
 from tunesmith.aligning import align as align_stage
 from tunesmith.config import CompareConfig, PlanConfig, TrainingConfig, TuneConfig
 from tunesmith.config_align import AlignConfig, RewardConfig
+from tunesmith.config_pretrain import PretrainConfig, TokenizerConfig
 from tunesmith.data import sources
 from tunesmith.data.parts import split_examples
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
 from tunesmith.evaluation.forgetting import Change, measure_forgetting
+from tunesmith.pretraining import pretrain as pretrain_stage
 from tunesmith.records import Score
 from tunesmith.rewarding import train_reward
 from tunesmith.runs.adapters import Adapters
 from tunesmith.runs.adapters import load_adapters as adapters_of
 from tunesmith.runs.run import Run
+from tunesmith.tokenizing import Made
+from tunesmith.tokenizing import make_tokenizer as tokenizer_stage
 from tunesmith.train.plan import Forecast
 from tunesmith.tuning import tune as tune_stage
 
@@ -40,6 +44,27 @@ def tune(*, model: str, data: Any, method: str = "lora", quiet: bool = False, **
     """
     config = TuneConfig.read(given={"model": model, "data": _name(data), "method": method, **settings})
     return tune_stage(config, _parts(data, config), quiet)
+
+
+def pretrain(*, data: str | Path, quiet: bool = False, **settings: Any) -> Run:
+    """Trains a model on texts, from scratch (architecture="llama") or further (model=...), and saves the run.
+
+    `run.manifest["pretraining"]["texts"]` has perplexity and bits a byte of the test parts.
+
+    Args:
+        data: text files, a folder, rows with a text, a catalogue or hub name.
+        settings: any key of `tunesmith pretrain`, for example mix={"general.jsonl": 0.3}; for the rest see `tune`.
+    """
+    return pretrain_stage(PretrainConfig.read(given={"data": str(data), **settings}), quiet)
+
+
+def tokenizer(*, data: str | Path, **settings: Any) -> Made:
+    """Trains a tokenizer on texts, or gives a model (extend=...) tokens for their words; measures it on other texts.
+
+    Args:
+        settings: any key of `tunesmith tokenizer`, for example kind="unigram" or vocabulary=4096.
+    """
+    return tokenizer_stage(TokenizerConfig.read(given={"data": str(data), **settings}))
 
 
 def reward(*, model: str, data: Any, quiet: bool = False, **settings: Any) -> Run:

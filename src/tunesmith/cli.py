@@ -34,7 +34,7 @@ app = App(
 COMMANDS = (
     *(data.app, feedback.app),
     *(training.tune, training.plan, training.export),
-    *(training.pretrain, training.reward, training.align),
+    *(training.tokenizer, training.pretrain, training.reward, training.align),
     *(judging.compare, judging.demo, judging.evaluate, judging.predict, judging.chat, judging.judge),
     inside.inspect,
     *(listing.doctor, listing.methods, listing.models, listing.datasets, listing.runs),

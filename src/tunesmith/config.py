@@ -279,6 +279,7 @@ class TrainingConfig(DataConfig):
     quantization: Literal["int8", "nf4"] | None = Field(
         None, description="lora, dora: keep the frozen matrices in eight or four bits; none when not given."
     )
+    loftq: Switch = Field(False, description="With quantization, lora: begin with what the frozen matrices lose by it.")
     num_last_layers: int = Field(2, gt=0, description="last-layers: how many layers are trained.")
     num_first_layers: int = Field(2, gt=0, description="first-layers: how many layers are trained.")
     trained_parameters: Names | None = Field(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tunesmith.config import Fraction, Names, TuneConfig, split_mapping
+from tunesmith.config import Fraction, Names, SourceConfig, TuneConfig, split_mapping
 
 # What begins a model from scratch; without it one goes on from `model`.
 SHAPE = ("layers", "width", "heads", "vocabulary", "tokenizer", "tokenizer_kind")
@@ -42,6 +43,12 @@ class PretrainConfig(TuneConfig):
     early_stopping_patience: int | None = Field(
         None, gt=0, description="Stop after so many evaluations without a better one; never when not given."
     )
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Train for about so long, whatever the passes: how many steps that makes is found by timing some "
+        "first, and stays so when the run goes on.",
+    )
     held_out: Annotated[Fraction, Field(gt=0, le=0.4)] = Field(
         0.05, description="Share of the texts for validation, and the same again for the test."
     )
@@ -61,3 +68,22 @@ class PretrainConfig(TuneConfig):
         if not self.model and self.architecture is None:
             raise ValueError("give a model to go on from (model), or what to build from scratch (architecture)")
         return self
+
+
+class TokenizerConfig(SourceConfig):
+    """A tokenizer learned from texts, or a model's own with words of the texts added."""
+
+    kind: TokenizerKind = Field("bpe", description="bpe (byte-level), unigram (bytes as a fallback) or wordpiece.")
+    vocabulary: int = Field(8192, gt=0, description="Tokens in all, special ones included.")
+    special: Names = Field((), description="Further special tokens, as those of a chat template.")
+    chat_template: Path | None = Field(None, description="A file with a chat template (Jinja), saved with it.")
+    beside: str | None = Field(None, description="A model whose tokenizer is measured on the same texts.")
+    extend: str | None = Field(
+        None, description="In place of a new tokenizer: this model, with words of the texts as tokens of their own."
+    )
+    num_words: int = Field(500, gt=0, description="extend: so many words at most.")
+    held_out: Annotated[Fraction, Field(gt=0, le=0.4)] = Field(
+        0.05, description="Share of the texts that nothing is learned from, and the tokenizers are measured on."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the division of texts, where there are many.")
+    output: Path | None = Field(None, description="Folder for the tokenizer, or the model; it must not exist.")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,8 +22,9 @@ from tunesmith.assets import cache_root
 from tunesmith.config import TrainingConfig, TuneConfig
 from tunesmith.config_pretrain import SHAPE, PretrainConfig
 from tunesmith.data.corpus import divide, read_texts
-from tunesmith.data.corrupt import Marks, Masked
+from tunesmith.data.corrupt import Marks, Masked, Noised
 from tunesmith.data.ids import encode_texts
+from tunesmith.data.sides import find_sides
 from tunesmith.data.stream import Overlapping, Renewed, Some, Stream, Tokens, end_id, lay_out, mix
 from tunesmith.data.vocabulary import train_tokenizer
 from tunesmith.errors import InputError
@@ -37,17 +39,22 @@ from tunesmith.storage import appearing, write_json
 from tunesmith.terminal import describe_seconds, say
 from tunesmith.train.checkpoint import Start
 from tunesmith.train.course import Watch
-from tunesmith.train.loop import fit
+from tunesmith.train.loop import fit, steps_per_epoch, time_step
 from tunesmith.train.plan import Forecast
 from tunesmith.train.progress import Outcome
+from tunesmith.train.step import Plan
 from tunesmith.train.validate import validate
 from tunesmith.tuning import Prepared, find_max_length, prepare, tune
 
 LENGTH = 256  # of a row, where nobody says otherwise
 BEFORE = "before.json"
+LENGTH_FOUND = "length.json"
+# Of the time given; steps are not all alike.
+SHARE_OF_TIME = 0.97
 # Tokens a parameter that spend a given arithmetic best (Hoffmann et al. 2022, arXiv 2203.15556, table 3).
 TOKENS_PER_PARAMETER = 20
 SHOWN_TOKENS = 48
+T5_MASK = "<extra_id_0>"
 # Keys of `tune` for rows with a task, which texts have not.
 UNUSED = ("weights", "kl_to_base", "ewc", "replay", "keep_data", "source_prefix", "task")
 
@@ -61,12 +68,24 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Run:
     used = [key for key in UNUSED if getattr(config, key)]
     if used:
         raise InputError(f"{used[0]} is for `tune`; pretrain reads texts, and mixes others among them with --mix")
+    _refuse_namesakes([config.data, *config.mix, *config.also_measure])
     parts = divide(read_texts(config.data, config), config)
     plain = config.model_copy(update={"columns": {}, "eval_data": None})
     others = {name: divide(read_texts(name, plain), plain) for name in (*config.mix, *config.also_measure)}
     if config.architecture is not None:
         config = config.model_copy(update={"model": str(begin_model(config, parts.train))})
     return tune(config, _with(parts, others), quiet, how=partial(_prepare, others))
+
+
+def _refuse_namesakes(texts: Sequence[str]) -> None:
+    """What is measured is told by the names of files."""
+    seen: dict[str, str] = {}
+    for name in texts:
+        other = seen.setdefault(Path(name).stem, name)
+        if other != name or texts.count(name) > 1:
+            raise InputError(
+                f"'{other}' and '{name}' have one name, so nobody could tell their numbers apart. Rename one"
+            )
 
 
 def _with(parts: Split, others: Mapping[str, Split]) -> Split:
@@ -133,9 +152,7 @@ def _read(config: PretrainConfig, parts: Split, others: Mapping[str, Split]) -> 
         for name, one in {"": parts, **others}.items()
     }
     model_config = load_config(source, config.model)
-    if model_config.is_encoder_decoder:
-        raise InputError(f"'{config.model}' is an encoder-decoder, which pretrain does not train. Take another model")
-    if not is_encoder(model_config):
+    if not is_encoder(model_config) and not model_config.is_encoder_decoder:
         return Reading(
             lambda tokens: Stream(tokens, length, config.seed),
             lambda tokens: Overlapping(tokens, length),
@@ -145,10 +162,12 @@ def _read(config: PretrainConfig, parts: Split, others: Mapping[str, Split]) -> 
     marks = find_marks(tokenizer, config.model)
     room = length - 1 - (marks.first is not None)
 
-    def masked(tokens: Tokens) -> Renewed:
-        return Masked(Stream(tokens, room, config.seed), config.mask_share, marks, config.seed)
+    kind, share = (Noised, config.noise_share) if model_config.is_encoder_decoder else (Masked, config.mask_share)
 
-    return Reading(masked, masked, streams, False)
+    def damaged(tokens: Tokens) -> Renewed:
+        return kind(Stream(tokens, room, config.seed), share, marks, config.seed)
+
+    return Reading(damaged, damaged, streams, False)
 
 
 def find_marks(tokenizer: Any, name: str) -> Marks:
@@ -157,12 +176,17 @@ def find_marks(tokenizer: Any, name: str) -> Marks:
     Raises:
         InputError: the tokenizer has no mask.
     """
-    if tokenizer.mask_token_id is None:
+    mask = tokenizer.mask_token_id
+    if mask is None and T5_MASK in tokenizer.get_vocab():
+        mask = tokenizer.convert_tokens_to_ids(T5_MASK)
+    if mask is None:
         raise InputError(f"'{name}': its tokenizer has no mask_token, so no word can be masked. Set one")
     ((ids, _),) = encode_texts([""], tokenizer, 8)  # what stands around a text
     first = ids[0] if len(ids) > 1 else None
     last = ids[-1] if ids else end_id(tokenizer)
-    return Marks(tokenizer.mask_token_id, first, last, frozenset(tokenizer.all_special_ids), len(tokenizer))
+    sides = find_sides(tokenizer)
+    start = None if sides is None else sides.start
+    return Marks(mask, first, last, frozenset(tokenizer.all_special_ids), len(tokenizer), start)
 
 
 # The training
@@ -179,7 +203,10 @@ def _prepare(others: Mapping[str, Split], config: TuneConfig, method: Method, pa
         return Some.of(train, config.max_train_samples), validation, reading.parts[""][0]
 
     prepared = prepare(config, method, parts, planned, read)
-    prepared = replace(prepared, signal=_scaling(prepared, reading))
+    forecast = prepared.forecast
+    if forecast is not None and config.max_minutes is not None:
+        forecast = replace(forecast, seconds=60 * config.max_minutes)
+    prepared = replace(prepared, signal=_scaling(prepared, reading), forecast=forecast)
     measure_all = partial(_measure_tests, prepared, reading, config)
     return replace(
         prepared,
@@ -198,11 +225,12 @@ def advice(forecast: Forecast | None, network: Network, tokens: Tokens) -> str:
     _, num_parameters = count_parameters(network)
     best = TOKENS_PER_PARAMETER * num_parameters
     text = (
-        f"{len(tokens.ids) / num_parameters:.3g} tokens a parameter in a pass; about {TOKENS_PER_PARAMETER} spend a "
+        f"{len(tokens.ids) / num_parameters:.2g} tokens a parameter in a pass; about {TOKENS_PER_PARAMETER} spend a "
         f"given arithmetic best, {best:,.0f} tokens or {best / len(tokens.ids):.1f} passes"
     )
-    if forecast is not None and forecast.tokens_per_second:
-        text += f", {describe_seconds(best / forecast.tokens_per_second)} here"
+    steps = sum(forecast.parts.get(name, 0.0) for name in ("window", "update")) if forecast is not None else 0.0
+    if forecast is not None and steps:
+        text += f", {describe_seconds(best * steps / forecast.num_tokens)} of steps on this machine"
     return text
 
 
@@ -220,7 +248,27 @@ def _course(
         write_json(before, measure_all())
     seen = partial(_evaluate, prepared, reading, config, watch)
     rows: Any = prepared.train
-    return fit(prepared.network, rows, prepared.plan, replace(watch, evaluate=seen), start)
+    plan = prepared.plan
+    if config.max_minutes is not None:
+        plan = _within(config.max_minutes, prepared, watch.checkpoints.parent / LENGTH_FOUND, goes_on=start is not None)
+    return fit(prepared.network, rows, plan, replace(watch, evaluate=seen), start)
+
+
+def _within(minutes: float, prepared: Prepared, found: Path, goes_on: bool) -> Plan:
+    """The plan with as many steps as fit into the time, evaluations included; as found before where the run goes on."""
+    plan, rows = prepared.plan, cast(Any, prepared.train)
+    if not (goes_on and found.is_file()):
+        step = time_step(prepared.network, rows, plan)
+        started = time.perf_counter()
+        prepared.network.model.eval()
+        validate(prepared.network, cast(Any, prepared.validation), plan.dtype)
+        evaluation = time.perf_counter() - started
+        every = plan.eval_steps or steps_per_epoch(len(rows), plan)
+        steps = SHARE_OF_TIME * (60 * minutes - 2 * evaluation) / (step + evaluation / every)
+        write_json(found, {"max_steps": max(1, int(steps)), "seconds_per_step": step})
+    max_steps = json.loads(found.read_text(encoding="utf-8"))["max_steps"]
+    say(f"length   {max_steps:,} steps, for {minutes:g} minutes")
+    return replace(plan, max_steps=max_steps, num_epochs=max_steps / steps_per_epoch(len(rows), plan) + 1)
 
 
 def _evaluate(prepared: Prepared, reading: Reading, config: PretrainConfig, watch: Watch) -> Mapping[str, float]:
@@ -275,6 +323,7 @@ def _finish(reading: Reading, measure_all: Callable[[], Mapping[str, Any]], fold
     before, after = folder / BEFORE, measure_all()
     known = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     before.unlink(missing_ok=True)
+    (folder / LENGTH_FOUND).unlink(missing_ok=True)
     texts = {name: {"before": known.get(name), "after": found} for name, found in after.items()}
     train = reading.parts[""][0]
     return {"pretraining": {"texts": texts, "train_bytes": train.num_bytes, "train_tokens": len(train.ids) - 1}}

@@ -246,10 +246,25 @@ def run_lines(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         lines.append(f"planned {peak} and {seconds}; it took {describe_seconds(outcome['seconds'])} in all")
     if outcome["stopped_early"]:
         lines.append(f"stopped early; what was saved is step {outcome['best_step']}, the best evaluation")
+    if "pretraining" in manifest:
+        lines += pretraining_lines(manifest["pretraining"]["texts"])
     if "reward" in manifest:
         lines += reward_lines(manifest["reward"])
-    verbs = {"generation": f"chat {folder}", "ranking": f"align --algorithm ppo --reward {folder}"}
+    verbs = {
+        "generation": f"chat {folder}",
+        "text": f"tune --model {folder} --data DATA",
+        "ranking": f"align --algorithm ppo --reward {folder}",
+    }
     return [*lines, f"saved   {folder}", f"next    tunesmith {verbs.get(manifest['task'], f'predict {folder}')}"]
+
+
+def pretraining_lines(texts: Mapping[str, Any]) -> Iterator[str]:
+    """Of each text's test part: bits a byte, or the loss where an encoder reads; before and after."""
+    for name, found in texts.items():
+        key = "bits_per_byte" if "bits_per_byte" in found["after"] else "loss"
+        unit = "bits a byte" if key == "bits_per_byte" else "nats a token to be found"
+        before = "" if found["before"] is None else f"{found['before'][key]:.4f} before, "
+        yield f"test    {name}: {before}{found['after'][key]:.4f} after, {unit}"
 
 
 def _reward_change(curve: Sequence[Mapping[str, float]], best_step: int) -> Iterator[str]:
@@ -293,6 +308,19 @@ def differing_table(names: Sequence[str], values: Mapping[str, Sequence[Any]]) -
         table.add_column(name, overflow="fold")
     for key, found in values.items():
         table.add_row(key, *("-" if value is None else str(value) for value in found))
+    return table
+
+
+def fits_table(fits: Sequence[Any]) -> Table:
+    """How well tokenizers fit the texts that were held out."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("tokenizer", overflow="fold")
+    for name in ("vocabulary", "tokens", "characters a token", "bytes a token", "unknown", "in bytes"):
+        table.add_column(name, justify="right")
+    for fit in fits:
+        numbers = (f"{fit.characters_per_token:.3f}", f"{fit.bytes_per_token:.3f}")
+        shares = (f"{fit.unknown:.3%}", f"{fit.in_bytes:.3%}")
+        table.add_row(fit.name, f"{fit.vocabulary:,}", f"{fit.tokens:,}", *numbers, *shares)
     return table
 
 

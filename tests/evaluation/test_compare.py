@@ -73,6 +73,20 @@ def test_a_method_that_fails_does_not_lose_the_others(finished: Comparison) -> N
     assert "num_last_layers is 99" in finished.report.read_text(encoding="utf-8")
 
 
+def test_rows_confusions_and_versions_are_those_of_the_saved_predictions(finished: Comparison) -> None:
+    lora = json.loads((finished.folder / "methods" / "lora" / "predictions.json").read_text())
+    counts = finished.content["confusions"]["lora"]
+    assert sum(map(sum, counts)) == len(lora["targets"])
+    right = sum(one == other for one, other in zip(lora["targets"], lora["outputs"], strict=True))
+    assert counts[0][0] + counts[1][1] == right
+    beside = finished.content["beside"]
+    assert beside["names"][1:] == ["tf-idf"]
+    assert all(row["right"] != [True, True] for row in beside["rows"])
+    assert finished.content["versions"]["torch"]
+    assert (finished.folder / "report.md").is_file()
+    assert "lora" in json.loads((finished.folder / "results.json").read_text())["results"]
+
+
 def test_differences_are_those_of_the_saved_predictions(finished: Comparison) -> None:
     tfidf, lora = (
         Predictions.from_mapping(json.loads((finished.folder / place / "predictions.json").read_text()))

@@ -42,6 +42,11 @@ TRIAL = [
     *("--target-kl", "0.5", "--kl-horizon", "50", "--beta", "0.1", "--eval-steps", "3", "--save-steps", "1"),
     *("--device", "cpu", "--precision", "fp32", "--learning-rate", "0.01", "--check", "false"),
 ]
+# Masked words drawn anew in each pass, beside texts that are read on and on, by an optimizer of two kinds.
+PRETRAIN = [
+    *("--max-length", "24", "--per-device-train-batch-size", "4", "--num-train-epochs", "4", "--optim", "muon"),
+    *("--eval-steps", "3", "--save-steps", "1", "--device", "cpu", "--precision", "fp32", "--learning-rate", "0.005"),
+]
 JUDGE = "def evens(prompts, answers):\n    return [sum(w[-1] in '02468' for w in a.split()) for a in answers]\n"
 SHARED = [
     *("--num-train-epochs", "7", "--per-device-train-batch-size", "3", "--gradient-accumulation-steps", "2"),
@@ -80,7 +85,10 @@ def make_rows(task: str, file: Path) -> Path:
 
 
 def command(method: str, place: Path, output: Path) -> list[str]:
-    """The command that begins a run and, given again, goes on with it; of the method "ppo" by trial."""
+    """The command that begins a run and, given again, goes on with it; of the method "ppo" by trial,
+    of "pretrain" on texts."""
+    if method == "pretrain":
+        return _pretraining(place, output)
     if method == "ppo":
         base, rows, judge = place / "llama", place / "generation.jsonl", place / "judge.py"
         if not judge.exists():
@@ -96,6 +104,19 @@ def command(method: str, place: Path, output: Path) -> list[str]:
         make_rows(task, rows)
     given = ["--model", str(base), "--data", str(rows), "--method", method, "--output", str(output), "--resume"]
     return ["tune", *given, *SHARED, *own]
+
+
+def _pretraining(place: Path, output: Path) -> list[str]:
+    base, book, other = place / "masked-bert", place / "book.txt", place / "other.txt"
+    if not base.exists():
+        make_base("bert", "classification", base)
+        tokenizer = make_tokenizer()
+        tokenizer.add_special_tokens({"mask_token": "w95"})
+        tokenizer.save_pretrained(base)
+        for file, word in ((book, "w7"), (other, "w8")):
+            file.write_text("".join(f"{word} w{5 + index % 80} w{9 + index % 31}\n" for index in range(250)))
+    given = ["--model", str(base), "--data", str(book), "--mix", f"{other}=0.3", "--output", str(output), "--resume"]
+    return ["pretrain", *given, *PRETRAIN]
 
 
 class Attempt:

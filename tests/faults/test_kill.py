@@ -63,6 +63,18 @@ def test_learning_by_trial_ends_as_if_never_killed(place: Path, uninterrupted: C
     assert "Traceback" not in done.log.read_text()
 
 
+@pytest.mark.soak
+def test_pretraining_ends_as_if_never_killed(place: Path, uninterrupted: Callable[[str], dict[str, str]]) -> None:
+    """Through several passes, each of which cuts and masks at other places."""
+    done = survive("pretrain", place, num_kills=4, seed=2)
+    for run, found in zip(done.runs, done.digests, strict=True):
+        assert found == uninterrupted("pretrain"), run
+        steps = steps_logged(run)
+        assert steps == list(range(1, len(steps) + 1))
+    assert done.in_save >= 1, done
+    assert "Traceback" not in done.log.read_text()
+
+
 def some_soaked(parts: Iterable[str], *kept: str) -> list[Any]:
     """The parts as parameters, those not kept for every run only in soaks."""
     return [part if part in kept else pytest.param(part, marks=pytest.mark.soak) for part in parts]

@@ -58,6 +58,7 @@ TRAINED = {
     "hra": ("hra_",),
     "pissa": ("lora_",),
     "eva": ("lora_",),
+    "adalora": ("lora_",),
     "olora": ("lora_",),
     "dora": ("lora_",),
     "rslora": ("lora_",),
@@ -175,7 +176,10 @@ def train(network: Network, state: State, steps: int) -> list[float]:
 def state_of(network: Network, method: Method) -> State:
     parameters = trainable(network)
     rates = find_rates(network, method, small(method))
-    return State(parameters, make_optimizer(parameters, RATE, 0.0, "adamw", rates), torch.device("cpu"))
+    optimizer = make_optimizer(parameters, RATE, 0.0, "adamw", rates)
+    if method.attend is not None:
+        method.attend(network, small(method), optimizer, STEPS + 1)
+    return State(parameters, optimizer, torch.device("cpu"))
 
 
 def check(kind: str, method: Method, folder: Path) -> None:
@@ -219,7 +223,8 @@ def _only_trained_ones_changed(before: dict[str, torch.Tensor], model: PreTraine
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name in changed - trained if not _only_there(model, name, before[name])} == set()
-    # Without a gradient: keys' biases (softmax ignores them), factors of biases that are zero, rows' unseen words.
+    # Without a gradient: keys' biases (softmax ignores them), factors of biases that are zero, rows' unseen words. At
+    # zero again: a layer from which AdaLoRA took all ranks.
     still = {name for name in trained - changed if not any(part in name for part in STILL)}
     assert not still, sorted(still)
 
@@ -243,6 +248,7 @@ STILL = (
     "key.glora_E",
     "k_lin.glora_C",
     "glora_D",
+    "lora_E",
     "position",
     "embeddings",
 )

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.config import TuneConfig
 from tunesmith.data.pack import pack
 from tunesmith.errors import InputError
+from tunesmith.models.layers import matrix_of
 from tunesmith.models.load import Network, count_parameters
 from tunesmith.models.quantized import BLOCK, NF4, PACKED, Int8, Quantization, nf4_values, quantize_base
 from tunesmith.runs.run import Run
@@ -106,13 +107,46 @@ def test_without_the_adapter_the_packed_layer_serves(tmp_path: Path) -> None:
     torch.testing.assert_close(losses_N, before)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_loftq_begins_with_what_packing_loses(family: str, tmp_path: Path) -> None:
+    """No product of that rank is nearer, which numpy's singular values say."""
+    network = applied(family, "generation", "lora", tmp_path)
+    whole = [matrix_of(layer.get_base_layer()).detach().clone() for layer in layers_of(network)]
+    quantize_base(network, "nf4", loftq=True)
+    for layer, weight in zip(layers_of(network), whole, strict=True):
+        lost = weight - getattr(layer.get_base_layer(), PACKED).read(torch.float32)
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        left = (lost - layer.scaling["default"] * b @ a).detach().norm()
+        best = np.sqrt((np.linalg.svd(lost.numpy(), compute_uv=False)[len(a) :] ** 2).sum())
+        assert float(left) == pytest.approx(best, rel=0.01)
+        assert float(left) < 0.95 * float(lost.norm())
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa"])
+def test_loftq_is_for_what_begins_at_nothing(method: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="take lora, rslora or lora-plus"):
+        quantize_base(applied("llama", "generation", method, tmp_path), "nf4", loftq=True)
+
+
+def test_loftq_without_quantization_is_refused(tmp_path: Path) -> None:
+    make_base("llama", "generation", tmp_path / "llama")
+    make_rows("generation", tmp_path / "rows.jsonl")
+    given = {"model": str(tmp_path / "llama"), "data": str(tmp_path / "rows.jsonl"), "output": str(tmp_path / "run")}
+    for more, says in (
+        ({}, "give --quantization nf4"),
+        ({"method": "eva", "quantization": "nf4"}, "eva begins in a way"),
+    ):
+        with pytest.raises(InputError, match=says):
+            tune(TuneConfig.read(given=given | {"loftq": True, "check": False} | more), quiet=True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_comes_back_as_it_was_trained(kind: Quantization, precision: str, tmp_path: Path) -> None:
     make_base("llama", "generation", tmp_path / "llama")
     make_rows("generation", tmp_path / "rows.jsonl")
     given = {"model": tmp_path / "llama", "data": tmp_path / "rows.jsonl", "method": "lora", "output": tmp_path / "run"}
-    settings = {"quantization": kind, "precision": precision}
+    settings = {"quantization": kind, "precision": precision, "loftq": kind == "nf4"}
     run = tune(TuneConfig.read(given={k: str(v) for k, v in given.items()} | settings), quiet=True)
     rows = test_packed.make_rows("generation")
     again = Run.open(run.folder).network

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from tests.parity.tiny import ENCODERS, make_model, make_tokenizer
-from tunesmith.data.corrupt import Marks, Masked
+from tunesmith.data.corrupt import Marks, Masked, Noised
 from tunesmith.data.pack import pack
 from tunesmith.data.stream import Stream, Tokens
 from tunesmith.models.load import load_network
@@ -94,3 +94,32 @@ def _compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
     assert set(found) == set(expected)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.filterwarnings("ignore:Version v4.12.0:FutureWarning")  # of EncoderDecoderModel with labels
+@pytest.mark.parametrize("kind", ["t5", "bart", "bert2bert"])
+def test_what_was_left_out(kind: str, tmp_path: Path) -> None:
+    """Spans behind masks, and the whole text to be written: transformers' own loss, row by row."""
+    model = make_model(kind, "text")
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    start = model.config.decoder_start_token_id
+    rows = list(Noised(stream(), 0.3, replace(MARKS, start=start), seed=1))
+    total, num = torch.zeros(()), 0
+    for row, whole in zip(rows, stream(), strict=True):
+        source, target = (
+            [token for token, is_target in zip(row.input_ids, row.trained, strict=True) if is_target == side]
+            for side in (False, True)
+        )
+        assert target[-len(whole.input_ids) - 1 : -1] == list(whole.input_ids)
+        num_out = len(whole.input_ids) + 2 - len(source) + source.count(MARKS.mask)
+        assert num_out == round(0.3 * len(whole.input_ids))
+        ids, labels = torch.tensor([source]), torch.tensor([target])
+        total = total + model(input_ids=ids, labels=labels).loss * len(target)
+        num += len(target)
+    network = load_network(str(tmp_path), "text")
+    batch = pack(rows)
+    losses, _ = judged_losses(network, batch)
+    assert losses.mean().item() == pytest.approx((total / num).item(), rel=1e-5)
+    wrong = replace(batch, targets=batch.targets.roll(1))
+    assert judged_losses(network, wrong)[0].mean().item() != pytest.approx((total / num).item(), rel=1e-4)

@@ -8,9 +8,11 @@ from typing import Any
 from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json, print_lines, print_run
 from tunesmith.config import ExportConfig, PlanConfig, TuneConfig
 from tunesmith.config_align import AlignConfig, RewardConfig
-from tunesmith.config_pretrain import PretrainConfig
+from tunesmith.config_pretrain import PretrainConfig, TokenizerConfig
 from tunesmith.flags import flags_of
-from tunesmith.tables import plan_table
+from tunesmith.tables import fits_table, plan_table
+
+WORDS_SHOWN = 12
 
 
 @flags_of(TuneConfig)
@@ -29,6 +31,19 @@ def pretrain(*, config: ConfigFile = None, as_json: AsJson = False, **settings: 
     from tunesmith.runs.place import read_config
 
     print_run(run_stage(read_config(config, given(settings), PretrainConfig)), as_json)
+
+
+@flags_of(TokenizerConfig)
+def tokenizer(*, config: ConfigFile = None, as_json: AsJson = False, **settings: Any) -> None:
+    """Train a tokenizer on texts, or give a model tokens for their words; and measure it on other texts."""
+    from tunesmith.tokenizing import make_tokenizer
+
+    made = make_tokenizer(TokenizerConfig.read(config, given(settings)))
+    if as_json:
+        return print_json(made)
+    out.print(fits_table(made.fits))
+    words = [f"words   {len(made.words):,} added: {', '.join(made.words[:WORDS_SHOWN])}"] if made.words else []
+    print_lines([*words, f"saved   {made.folder}"])
 
 
 @flags_of(RewardConfig)

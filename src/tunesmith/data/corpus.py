@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith import assets
-from tunesmith.config_pretrain import PretrainConfig
+from tunesmith.config_pretrain import PretrainConfig, TokenizerConfig
 from tunesmith.data import sources
 from tunesmith.data.files import kind_of, read_lines
 from tunesmith.data.problems import Problems
@@ -35,7 +35,7 @@ from tunesmith.records import (
 MANY = 100
 
 
-def read_texts(name: str, config: PretrainConfig) -> Examples:
+def read_texts(name: str, config: PretrainConfig | TokenizerConfig) -> Examples:
     """The texts of files, a folder, a catalogue name or a hub name.
 
     Raises:
@@ -87,7 +87,7 @@ def _as_text(row: Example) -> PlainText:
     return PlainText("\n\n".join(said), row.origin)
 
 
-def divide(examples: Examples, config: PretrainConfig) -> Split:
+def divide(examples: Examples, config: PretrainConfig | TokenizerConfig) -> Split:
     """Train, validation and test texts.
 
     Raises:

@@ -15,20 +15,23 @@ from tunesmith.records import TokenizedExample
 # Of the places to be found again: so many show the mask, so many a token drawn at random, the rest what was there
 # (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
 SHOWN_MASKED, SHOWN_OTHER = 0.8, 0.1
-# Mean length of what a mask of an encoder-decoder stands for (Lewis et al. 2019, arXiv 1910.13461, section 2.2).
+# Mean length of what one mask of an encoder-decoder stands for, drawn from a Poisson distribution: text infilling
+# (Lewis et al. 2019, arXiv 1910.13461, section 2.2), without its masks that stand for nothing.
 SPAN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Ids that a tokenizer has for the purpose. `first` and `last` stand around a row of an encoder (`last` behind the
-    sides of an encoder-decoder), `special` are ids that stand for no text, `size` is that of the vocabulary."""
+    """Ids that a tokenizer has for the purpose. `first` and `last` stand around what an encoder reads, `special` are
+    ids that stand for no text, `size` is that of the vocabulary. `start` is what a decoder behind an encoder begins
+    with."""
 
     mask: int
     first: int | None
     last: int
     special: frozenset[int]
     size: int
+    start: int | None = None
 
 
 class Damaged(Renewed):
@@ -73,3 +76,42 @@ class Masked(Damaged):
         shown_T = np.where(is_other_T, draw.integers(marks.size, size=len(true_T)), shown_T)
         target = tuple(true_T[is_judged_T].tolist())
         return TokenizedExample(tuple(shown_T.tolist()), tuple(is_judged_T.tolist()), target, 0, index)
+
+
+class Noised(Damaged):
+    """For encoder-decoders: spans are left out, each behind one mask, and the whole row is to be written."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """At most: how much is left out is drawn."""
+        return [2 * (length + self._num_marks) for length in self._rows.lengths]
+
+    @property
+    def _num_marks(self) -> int:
+        return 1 + (self._marks.first is not None)
+
+    def row(self, index: int) -> TokenizedExample:
+        marks = self._marks
+        before = [] if marks.first is None else [marks.first]
+        true = list(self._rows[index].input_ids)
+        source = [*before, *self._leave_out(true, self._draw(index)), marks.last]
+        # The decoder begins with its start; where that is what a text begins with, it is not written once more.
+        target = [*([] if marks.first == marks.start else before), *true, marks.last]
+        trained = (False,) * len(source) + (True,) * len(target)
+        return TokenizedExample((*source, *target), trained, None, 0, index, start=marks.start)
+
+    def _leave_out(self, true: list[int], draw: np.random.Generator) -> list[int]:
+        """Spans that do not touch, until the share is left out or no more fit."""
+        is_out_T = np.zeros(len(true) + 1, dtype=bool)
+        wanted = max(1, round(self._share * len(true)))
+        for _ in range(4 * wanted):
+            left = wanted - int(is_out_T.sum())
+            size = min(left, max(1, int(draw.poisson(SPAN))))
+            if left <= 0 or size >= len(true):
+                break
+            start = int(draw.integers(len(true) - size + 1))
+            if not is_out_T[max(0, start - 1) : start + size + 1].any():
+                is_out_T[start : start + size] = True
+        begins_T = is_out_T & ~np.concatenate([[False], is_out_T[:-1]])
+        pairs = zip(true, is_out_T, begins_T, strict=False)
+        return [self._marks.mask if begins else token for token, out, begins in pairs if begins or not out]

@@ -59,7 +59,7 @@ def _choose(systems: Sequence[System], verdict: Verdict) -> list[str]:
     baselines = [system for system in done if system.kind == "baseline"]
     as_is = [system.name for system in baselines if system.name == "zero-shot"]
     few = [system.name for system in baselines if system.name.startswith("few-shot")][-1:]
-    others = [system.name for system in baselines[::-1] if system.family != "guess"][:1]
+    others = [system.name for system in baselines[::-1] if system.family not in ("guess", "bound")][:1]
     found = dict.fromkeys([*as_is, *few] or others or [system.name for system in baselines][:1])
     return [*first, *found] if first else []
 

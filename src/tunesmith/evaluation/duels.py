@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from tunesmith.evaluation.intervals import interval_of
 from tunesmith.records import Interval
 
 Floats = NDArray[np.floating[Any]]
 RESAMPLES = 1000
 # Of a fit, which takes some milliseconds.
 RESAMPLED_FITS = 200
-TAILS = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +72,4 @@ def _with_interval(verdicts: Verdicts, value: Any, seed: int, resamples: int) ->
     num = len(verdicts.won_D)
     rng = np.random.default_rng(seed)
     drawn = [value(rng.integers(0, num, num)) for _ in range(resamples)]
-    low, high = np.percentile(drawn, TAILS)
-    return Interval(value(np.arange(num)), float(low), float(high))
+    return interval_of(value(np.arange(num)), drawn, num)

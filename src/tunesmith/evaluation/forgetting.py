@@ -20,7 +20,8 @@ from tunesmith.data import sources
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
 from tunesmith.evaluation.drift import cosines, linear_cka, probe_classes
-from tunesmith.evaluation.metrics import METRICS, bootstrap, interval_of, paired_difference, resampled
+from tunesmith.evaluation.intervals import interval_of
+from tunesmith.evaluation.metrics import METRICS, bootstrap, paired_difference, resampled
 from tunesmith.evaluation.own_words import diverge, write_own_words
 from tunesmith.evaluation.predictions import Floats, Predictions
 from tunesmith.evaluation.probe import VERSION, ask_items, read_general, read_items
@@ -194,7 +195,7 @@ def _change_of_probe(name: str, before: Floats, after: Floats, classes: Any) -> 
 def _agreement(measure: str, metric: str, before: Floats, after: Floats, function: Any) -> Change:
     """How alike two sets of vectors are; the base is like itself."""
     drawn = [function(before[rows], after[rows]) for rows in resampled(len(before), 0, RESAMPLES)]
-    found = interval_of(function(before, after), drawn)
+    found = interval_of(function(before, after), drawn, len(before))
     change = Interval(found.value - 1, found.low - 1, found.high - 1)
     return Change(measure, metric, True, len(before), Interval(1.0, 1.0, 1.0), found, change)
 

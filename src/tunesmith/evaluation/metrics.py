@@ -1,12 +1,11 @@
 """Metrics with bootstrap intervals, and the difference between two systems on the same rows.
 
-METRICS is the table. A metric sees rows through an index array, so a bootstrap resample is just other indices: Efron &
-Tibshirani 1993, percentile interval, 95 %.
+METRICS is the table. A metric sees rows through an index array, so a bootstrap resample is just other indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +15,11 @@ from scipy.stats import rankdata
 from tunesmith.errors import InputError, nearest
 from tunesmith.evaluation import of_answers as answers
 from tunesmith.evaluation import of_classes as classes
+from tunesmith.evaluation.intervals import interval_of
 from tunesmith.evaluation.predictions import Floats, Indices, Predictions
 from tunesmith.records import Interval, Score, Task
 
 RESAMPLES = 1000
-TAILS = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ def score(predictions: Predictions, seed: int = 0, resamples: int = RESAMPLES) -
 def bootstrap(metric: Metric, predictions: Predictions, seed: int, resamples: int) -> Interval:
     samples = resampled(len(predictions), seed, resamples)
     value = metric.function(predictions, np.arange(len(predictions)))
-    return interval_of(value, [metric.function(predictions, rows) for rows in samples])
+    return interval_of(value, [metric.function(predictions, rows) for rows in samples], len(predictions))
 
 
 def paired_difference(
@@ -154,7 +153,8 @@ def paired_difference(
     def gap(rows: Indices) -> float:
         return function(one, rows) - function(other, rows)
 
-    return interval_of(gap(np.arange(len(one))), [gap(rows) for rows in resampled(len(one), seed, resamples)])
+    drawn = [gap(rows) for rows in resampled(len(one), seed, resamples)]
+    return interval_of(gap(np.arange(len(one))), drawn, len(one))
 
 
 def _are_equal(one: Any, other: Any) -> bool:
@@ -166,12 +166,3 @@ def resampled(num_rows: int, seed: int, resamples: int) -> Iterator[Indices]:
     x rows, and count as memory of the system that is judged."""
     rng = np.random.default_rng(seed)
     return (rng.integers(0, num_rows, num_rows) for _ in range(resamples))
-
-
-def interval_of(value: float, drawn: Sequence[float]) -> Interval:
-    """Draws for which the metric is undefined are left out."""
-    defined = np.array(drawn)[~np.isnan(drawn)]
-    if not len(defined):
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.percentile(defined, TAILS)
-    return Interval(value, float(low), float(high))

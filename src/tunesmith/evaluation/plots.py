@@ -162,7 +162,8 @@ def plot_against(systems: Sequence[System], metric: str, across: Across) -> str:
         if left < right:
             canvas.line((x(left), y(end["value"]), x(right), y(end["value"])), f"interval {kind}")
         canvas.dot(x(value), y(end["value"]), kind, f"{system['name']}: {metric} {end['value']:.3f}, {value:,.3g}")
-        level = _free_level(taken, x(value) + 10, y(end["value"]) + 4)
+        beside = 4 if left == right else -6  # above the line of its own interval
+        level = _free_level(taken, x(value) + 10, y(end["value"]) + beside)
         canvas.text(x(value) + 10, level, system["name"], "label")
     return canvas.svg()
 
@@ -172,11 +173,14 @@ def _axis_x(across: Across, values: Sequence[float]) -> tuple[Scale, list[float]
     if not across.is_log:
         low, high = min(values), max(values)
         return linear(low, high, 60, WIDTH - 110), ticks(low, high)
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    near = linear(low, high, 60, WIDTH - 110)
+    low, high = math.log10(min(values)), math.log10(max(values))
+    margin = 0.03 * (high - low) or 0.1
+    near = linear(low - margin, high + margin, 60, WIDTH - 110)
     steps = (1, 2, 5) if high - low < 3 else (1,)
-    marks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
-    return (lambda value: near(math.log10(value))), [value for value in marks if 10.0**low <= value <= 10.0**high]
+    marks = [step * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 1) for step in steps]
+    return (lambda value: near(math.log10(value))), [
+        value for value in marks if low - margin <= math.log10(value) <= high + margin
+    ]
 
 
 def plot_curves(systems: Sequence[System]) -> str:

@@ -71,7 +71,8 @@ def choose(items: Sequence[Item], network: Network, dtype: torch.dtype) -> list[
         for at, item in enumerate(items, 1)
         for choice in item["choices"]
     )
-    asked = tokenize(Examples("generation", rows, (), "", ""), network.tokenizer, network.max_positions)
+    limit = network.max_positions - network.num_virtual
+    asked = tokenize(Examples("generation", rows, (), "", ""), network.tokenizer, limit)
     losses = iter(
         loss
         for start in range(0, len(asked), TOGETHER)

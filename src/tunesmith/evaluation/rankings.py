@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from tunesmith.evaluation.intervals import interval_of
 from tunesmith.records import Interval
 
 Floats = NDArray[np.floating[Any]]
 RESAMPLES = 1000
-TAILS = (2.5, 97.5)
 NUM_BINS = 10
 # By how much longer the better answer is, in characters.
 LENGTH_GAPS = (-np.inf, -100.0, -20.0, 20.0, 100.0, np.inf)
@@ -68,8 +68,7 @@ def mean_by_prompt(value_P: Floats, prompt_P: NDArray[np.integer[Any]], seed: in
     drawn = [
         sums[rows].sum() / max(1, counts[rows].sum()) for rows in (rng.integers(0, num, num) for _ in range(RESAMPLES))
     ]
-    low, high = np.percentile(drawn, TAILS)
-    return Interval(float(value_P.mean()), float(low), float(high))
+    return interval_of(float(value_P.mean()), drawn, num)
 
 
 def log_loss(gap_P: Floats) -> float:

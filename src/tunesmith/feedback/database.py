@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
 from tunesmith.errors import InputError
+from tunesmith.feedback.driver import Statement, run, run_text
 
 SECONDS_TO_WAIT = 30  # for another process to finish its write
 MOST_CONNECTIONS = 48  # a web server's threads are fewer
@@ -48,6 +49,11 @@ class Database:
             return
         with self._readers.begin() as connection:
             yield connection
+
+    def ask(self, statement: Statement, **values: Any) -> list[Any]:
+        """The rows of a single statement, which is a transaction by itself."""
+        with self._readers.connect() as connection:
+            return run(connection, statement, **values)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -108,7 +114,12 @@ def _sqlite(path: Path, create: bool) -> Engine:
     if os.name == "posix" and path.stat().st_uid == os.getuid():
         path.chmod(0o600)  # it holds sessions and passwords, if only as hashes; the log beside it gets the same mode
     engine = create_engine(
-        f"sqlite:///{path}", pool_size=MOST_CONNECTIONS, max_overflow=0, connect_args={"timeout": SECONDS_TO_WAIT}
+        f"sqlite:///{path}",
+        pool_size=MOST_CONNECTIONS,
+        max_overflow=0,
+        connect_args={"timeout": SECONDS_TO_WAIT},
+        pool_use_lifo=True,
+        paramstyle="named",  # so that parameters go by name, as with PostgreSQL
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -123,7 +134,7 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     is_writer = connection.get_execution_options().get("is_writer")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
+    run_text(connection, "BEGIN IMMEDIATE" if is_writer else "BEGIN")
 
 
 def _postgres(address: str) -> Engine:
@@ -132,7 +143,12 @@ def _postgres(address: str) -> Engine:
         raise ArgumentError(f"'{url.get_backend_name()}' is not a database that stores are kept in")
     try:
         engine = create_engine(
-            url.set(drivername="postgresql+psycopg"), pool_size=MOST_CONNECTIONS, max_overflow=0, pool_pre_ping=True
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=MOST_CONNECTIONS,
+            max_overflow=0,
+            pool_pre_ping=True,
+            pool_use_lifo=True,
+            connect_args={"autocommit": True},  # transactions begin where we say, as with SQLite
         )
     except ModuleNotFoundError as error:
         raise InputError("PostgreSQL needs a driver: pip install 'tunesmith[postgres]'") from error
@@ -141,8 +157,8 @@ def _postgres(address: str) -> Engine:
 
 
 def _begin_postgres(connection: Connection) -> None:
-    if connection.get_execution_options().get("is_writer"):
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
+    is_writer = connection.get_execution_options().get("is_writer")
+    run_text(connection, f"BEGIN; SELECT pg_advisory_xact_lock({WRITERS})" if is_writer else "BEGIN")
 
 
 def is_full_disk(error: OperationalError) -> bool:

@@ -134,9 +134,8 @@ class People:
 
     def who(self, token: str) -> Person | None:
         """Whose session it is; None when it is unknown, over or revoked, or its account blocked."""
-        with self.database.reading() as connection:
-            found = connection.execute(SESSION, {"its_token": hash_token(token), "now": self.clock()}).first()
-        return None if found is None else Person(found.id, found.name, found.role)
+        found = self.database.ask(SESSION, its_token=hash_token(token), now=self.clock())
+        return Person(*found[0]) if found else None
 
     def sign_out(self, token: str) -> None:
         with self.database.writing() as connection:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import socket
+import sys
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -18,6 +20,7 @@ from tunesmith.feedback.web.guard import Site
 from tunesmith.terminal import describe_count, say
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+SECONDS_TO_SWITCH = 0.0005  # after each statement the writer waits for the interpreter; Python's own 5 ms add up
 LONGEST_GUIDELINES = 20_000
 
 
@@ -53,6 +56,9 @@ def serve(config: ServeConfig) -> None:
         timeout_graceful_shutdown=5,
         ws="none",
     )
+    sys.setswitchinterval(SECONDS_TO_SWITCH)
+    gc.collect()
+    gc.freeze()  # what is there now stays: the collector need not look at it again and again
     try:
         uvicorn.Server(settings).run(sockets=[listener])
     finally:

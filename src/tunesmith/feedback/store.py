@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, RowMapping, and_, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 
 from tunesmith.errors import InputError
 from tunesmith.feedback import statements as sql
 from tunesmith.feedback.database import Database
+from tunesmith.feedback.driver import run
 from tunesmith.feedback.forms import Comment, Item, Response, Shown, check_text, clean, turn_fields
 from tunesmith.feedback.schema import assignment, candidate, event, item, setting
 from tunesmith.records import Message
 
 WORDS = ("response", "reason")  # of a request: what must be the same when its key comes again
 SECONDS_OF_COUNT = 10.0  # for so long the number of items that are left is taken to stand
+SECONDS_OF_GRACE = 1.0  # so much longer may an item be lent: not everybody who comes looks for leases that are over
 
 
 class ConflictError(InputError):
@@ -42,8 +44,8 @@ class Study(BaseModel):
 
     title: Annotated[str, Field(max_length=120)] = "Which answer is better?"
     guidelines: Annotated[str, Field(max_length=20_000)] = ""
-    overlap: Annotated[int, Field(ge=1, le=100, description="So many people rank each item.")] = 1
-    lease_minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)] = 30.0
+    overlap: Annotated[int, Field(ge=1, le=100, description="So many people rank each item.")] = sql.OVERLAP
+    lease_minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)] = sql.LEASE_MINUTES
     ratings: Annotated[bool, Field(description="Ask for 1 to 7 of each answer.")] = False
     questions: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=120)], ...], Field(max_length=10)] = ()
 
@@ -63,6 +65,7 @@ class Store:
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self.database, self.clock = database, clock
         self._counted: tuple[float, int] = (float("-inf"), 0)
+        self._expired_at = float("-inf")
 
     # What there is to rank
 
@@ -80,7 +83,7 @@ class Store:
                 connection.execute(insert(setting).values(name="study", value=content))
             self._note(connection, "study", labeler_id, None, content)
             if before.overlap != study.overlap:
-                connection.execute(sql.COUNT_ALL_AGAIN, {"overlap": study.overlap})
+                run(connection, sql.COUNT_ALL_AGAIN)
         self._counted = (float("-inf"), 0)
 
     def add_items(self, items: Iterable[Item], priority: float = 0.0, reason: str = "") -> int:
@@ -137,34 +140,29 @@ class Store:
         """The item this person is at, or else the next one; None when nothing is left for them."""
         now = self.clock()
         with self.database.writing() as connection:
-            study = _study(connection)
-            self._expire(connection, now, study)
-            its = {"its_labeler": labeler_id}
-            open_one = connection.execute(sql.OPEN_ONE, its).scalar()
-            item_id = open_one or connection.execute(sql.FREE, its).scalar()
-            if item_id is None:
+            if now - self._expired_at > SECONDS_OF_GRACE:
+                self._expire(connection, now)
+                self._expired_at = now
+            (found,) = run(connection, sql.NEXT, its_labeler=labeler_id)
+            if found.id is None:
                 return None
-            self._lend(connection, item_id, labeler_id, "open", now + 60 * study.lease_minutes)
-            if open_one is None:
-                _count_again(connection, item_id, study)
-            return self._show(connection, item_id, labeler_id)
+            self._lend(connection, found.id, labeler_id, "open", now + 60 * found.lease_minutes)
+            return self._show(connection, found.id, labeler_id)
 
     def _lend(self, connection: Connection, item_id: str, labeler_id: int, state: str, until: float) -> None:
-        its = {"its_item": item_id, "its_labeler": labeler_id}
-        if connection.execute(sql.LEND, {**its, "new_state": state, "until": until}).rowcount:
-            return
-        seed = secrets.randbits(62)
-        shown = shuffle(_candidate_ids(connection, item_id), seed)
-        values = {"item_id": item_id, "labeler_id": labeler_id, "state": state, "lease_until": until}
-        connection.execute(sql.FIRST_LEND, {**values, "shown": shown, "seed": seed, "version": 0, "draft": None})
-        self._note(connection, "opened", labeler_id, item_id, {"shown": shown, "seed": seed})
+        lent = run(connection, sql.LEND, its_item=item_id, its_labeler=labeler_id, new_state=state, until=until)
+        if not lent:
+            seed = secrets.randbits(62)
+            shown = shuffle(_candidate_ids(connection, item_id), seed)
+            values = {"state": state, "lease_until": until, "shown": shown, "seed": seed, "version": 0, "draft": None}
+            run(connection, sql.FIRST_LEND, item_id=item_id, labeler_id=labeler_id, **values)
+            self._note(connection, "opened", labeler_id, item_id, {"shown": shown, "seed": seed})
+        run(connection, sql.COUNT_AGAIN, its_item=item_id)
 
-    def _expire(self, connection: Connection, now: float, study: Study) -> None:
-        for item_id, labeler_id in connection.execute(sql.OVER, {"now": now}).all():
-            its = {"its_item": item_id, "its_labeler": labeler_id}
-            connection.execute(sql.LEND, {**its, "new_state": "expired", "until": now})
-            self._note(connection, "expired", labeler_id, item_id, {})
-            _count_again(connection, item_id, study)
+    def _expire(self, connection: Connection, now: float) -> None:
+        for over in run(connection, sql.OVER, now=now):
+            self._lend(connection, over.item_id, over.labeler_id, "expired", now)
+            self._note(connection, "expired", over.labeler_id, over.item_id, {})
 
     def open_mine(self, labeler_id: int, item_id: str) -> Shown:
         """An item that this person has been shown before."""
@@ -177,26 +175,22 @@ class Store:
             if not _candidate_ids(connection, item_id):
                 raise NotLentError("no such item")
             row = _assignment(connection, item_id, labeler_id)
-            if row is None or row["state"] in ("open", "expired"):
+            if row is None or row.state in ("open", "expired"):
                 self._lend(connection, item_id, labeler_id, "aside", self.clock())
-                _count_again(connection, item_id, _study(connection))
             return self._show(connection, item_id, labeler_id)
 
     def _show(self, connection: Connection, item_id: str, labeler_id: int) -> Shown:
         row = _expect(connection, item_id, labeler_id)
-        its = {"its_item": item_id}
-        messages = connection.execute(sql.MESSAGES, its).scalar_one()
-        texts = {name: text for name, text in connection.execute(sql.CANDIDATES, its)}
-        said = connection.execute(sql.PAYLOAD, {"number": row["version"]}).scalar() if row["version"] else None
+        texts = {one.id: one.text for one in run(connection, sql.CANDIDATES, its_item=item_id)}
         return Shown(
             item_id,
-            tuple(Message(turn["role"], turn["content"]) for turn in messages),
-            tuple((name, texts[name]) for name in row["shown"]),
-            row["state"],
-            row["version"],
-            row["lease_until"],
-            (said or {}).get("response"),
-            row["draft"],
+            tuple(Message(turn["role"], turn["content"]) for turn in row.messages),
+            tuple((name, texts[name]) for name in row.shown),
+            row.state,
+            row.version,
+            row.lease_until,
+            (row.payload or {}).get("response"),
+            row.draft,
         )
 
     # What people say
@@ -206,10 +200,10 @@ class Store:
         with self.database.writing() as connection:
             row = _expect(connection, item_id, labeler_id)
             _check_version(row, version)
-            is_open = row["state"] == "open"
-            until = self.clock() + 60 * _study(connection).lease_minutes if is_open else row["lease_until"]
+            is_open = row.state == "open"
+            until = self.clock() + 60 * row.lease_minutes if is_open else row.lease_until
             its = {"its_item": item_id, "its_labeler": labeler_id}
-            connection.execute(sql.DRAFT, {**its, "new_draft": dict(draft), "until": until})
+            run(connection, sql.DRAFT, **its, new_draft=dict(draft), until=until)
 
     def rank(
         self, labeler_id: int, item_id: str, version: int, key: str, response: Response, seconds: float | None = None
@@ -224,12 +218,12 @@ class Store:
             InputError: the ranking does not fit the item.
         """
 
-        def say(row: RowMapping) -> tuple[str, str, dict[str, Any]]:
-            response.check(row["shown"])
-            is_aside = row["state"] in ("aside", "adjudicated")
-            was_ranked = row["state"] == "ranked"
+        def say(row: Any) -> tuple[str, str, dict[str, Any]]:
+            response.check(row.shown)
+            is_aside = row.state in ("aside", "adjudicated")
+            was_ranked = row.state == "ranked"
             action = "adjudicated" if is_aside else "revised" if was_ranked else "ranked"
-            more = {"seconds": seconds, "is_late": row["state"] == "expired"}
+            more = {"seconds": seconds, "is_late": row.state == "expired"}
             said = {"response": response.model_dump(mode="json"), **more}
             return action, "adjudicated" if is_aside else "ranked", said
 
@@ -239,7 +233,7 @@ class Store:
         """Leaves an item to others; as `rank`."""
         check_text(reason, "the reason")
 
-        def say(row: RowMapping) -> tuple[str, str, dict[str, Any]]:
+        def say(row: Any) -> tuple[str, str, dict[str, Any]]:
             return "skipped", "skipped", {"reason": reason}
 
         return self._say(labeler_id, item_id, version, key, say)
@@ -250,22 +244,22 @@ class Store:
         item_id: str,
         version: int,
         key: str,
-        say: Callable[[RowMapping], tuple[str, str, dict[str, Any]]],
+        say: Callable[[Any], tuple[str, str, dict[str, Any]]],
     ) -> int:
         with self.database.writing() as connection:
             row = _expect(connection, item_id, labeler_id)
             action, state, payload = say(row)
-            before = connection.execute(sql.REPEATED, {"its_labeler": labeler_id, "its_key": key}).first()
-            if before is not None:
+            for before in run(connection, sql.REPEATED, its_labeler=labeler_id, its_key=key):
                 if before.item_id != item_id or any(before.payload.get(name) != payload.get(name) for name in WORDS):
                     raise ConflictError("this key was used for another answer")
                 return int(before.id)
             _check_version(row, version)
-            order = {"shown": row["shown"], "seed": row["seed"]}
+            order = {"shown": row.shown, "seed": row.seed}
             number = self._note(connection, action, labeler_id, item_id, {**payload, **order}, key)
             its = {"its_item": item_id, "its_labeler": labeler_id}
-            connection.execute(sql.ANSWER, {**its, "new_state": state, "new_version": number})
-            _count_again(connection, item_id, _study(connection))
+            run(connection, sql.ANSWER, **its, new_state=state, new_version=number)
+            if (row.state in sql.COUNTED) != (state in sql.COUNTED):
+                run(connection, sql.COUNT_AGAIN, its_item=item_id)
             return number
 
     def history(self, labeler_id: int, before: int | None = None, limit: int = 20) -> list[dict[str, Any]]:
@@ -287,9 +281,9 @@ class Store:
 
     def progress(self, labeler_id: int) -> Progress:
         with self.database.reading() as connection:
-            counts = connection.execute(sql.MINE, {"its_labeler": labeler_id}).all()
+            counts = run(connection, sql.MINE, its_labeler=labeler_id)
             if self.clock() - self._counted[0] > SECONDS_OF_COUNT:
-                self._counted = (self.clock(), connection.execute(sql.NUM_FREE).scalar_one())
+                self._counted = (self.clock(), run(connection, sql.NUM_FREE)[0].num)
         done = sum(count for state, is_free, count in counts if is_free and state in sql.DONE)
         at_it = sum(count for state, is_free, count in counts if not is_free and state == "open")
         by_state = {name: sum(count for state, _, count in counts if state == name) for name in sql.DONE}
@@ -311,7 +305,7 @@ class Store:
         key: str | None = None,
     ) -> int:
         values = {"at": self.clock(), "labeler_id": labeler_id, "item_id": item_id, "action": action, "key": key}
-        return int(connection.execute(sql.NOTE, {**values, "payload": dict(payload)}).scalar_one())
+        return int(run(connection, sql.NOTE, **values, payload=dict(payload))[0].id)
 
 
 def shuffle(names: Sequence[str], seed: int) -> list[str]:
@@ -322,30 +316,25 @@ def shuffle(names: Sequence[str], seed: int) -> list[str]:
 
 
 def _study(connection: Connection) -> Study:
-    kept = connection.execute(sql.STUDY).scalar()
-    return Study() if kept is None else Study(**kept)
+    kept = run(connection, sql.STUDY)
+    return Study(**kept[0].value) if kept else Study()
 
 
 def _candidate_ids(connection: Connection, item_id: str) -> list[str]:
-    return list(connection.execute(sql.CANDIDATES, {"its_item": item_id}).scalars())
+    return [one.id for one in run(connection, sql.CANDIDATES, its_item=item_id)]
 
 
-def _assignment(connection: Connection, item_id: str, labeler_id: int) -> RowMapping | None:
-    its = {"its_item": item_id, "its_labeler": labeler_id}
-    return connection.execute(sql.ASSIGNMENT, its).mappings().first()
+def _assignment(connection: Connection, item_id: str, labeler_id: int) -> Any:
+    return next(iter(run(connection, sql.ASSIGNMENT, its_item=item_id, its_labeler=labeler_id)), None)
 
 
-def _expect(connection: Connection, item_id: str, labeler_id: int) -> RowMapping:
+def _expect(connection: Connection, item_id: str, labeler_id: int) -> Any:
     row = _assignment(connection, item_id, labeler_id)
     if row is None:
         raise NotLentError("no such item among those you were shown")
     return row
 
 
-def _check_version(row: RowMapping, version: int) -> None:
-    if row["version"] != version:
+def _check_version(row: Any, version: int) -> None:
+    if row.version != version:
         raise ConflictError("this item has been answered since the page was opened, in another tab perhaps")
-
-
-def _count_again(connection: Connection, item_id: str, study: Study) -> None:
-    connection.execute(sql.COUNT_AGAIN, {"its_item": item_id, "overlap": study.overlap})

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig
+from peft import AdaLoraConfig, LoraConfig, PeftConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.config import TrainingConfig
 from tunesmith.errors import InputError
 from tunesmith.methods.method import Family, Method, Saving, save_pretrained
-from tunesmith.models.layers import find_layers, layers_path, linear_names, matrix_of
+from tunesmith.models.layers import find_layers, find_linears, linear_names, matrix_of
 from tunesmith.models.load import Network, quietly
 from tunesmith.models.lowrank import fuse
 from tunesmith.models.wrap import read, wrap
@@ -66,6 +66,7 @@ class Adapter:
 OURS = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "modules_to_save", "target_modules", "fan_in_fan_out", "lora_alpha", "lora_dropout"),
+    *("total_step", "rank_pattern"),
 }
 
 
@@ -82,14 +83,15 @@ def _all_linear(network: Network, config: TrainingConfig, known: set[str]) -> di
         raise InputError(
             f"target_modules: '{network.source}' has no linear layer called '{unknown[0]}'. It has {', '.join(present)}"
         )
-    head = network.head_modules
-    if not head:
+    inside, elsewhere = find_linears(network.model, targets)
+    if not elsewhere:
         return {"target_modules": targets}
-    # The names of layers in the body may stand in the head too ("dense" in BERT's pooler).
-    if "exclude_modules" in known:
-        return {"target_modules": targets, "exclude_modules": rf"(.*\.)?({'|'.join(head)})(\..*)?"}
-    path = layers_path(network.model).replace(".", r"\.")
-    return {"target_modules": rf"(.*\.)?{path}\.\d+\.(.*\.)?({'|'.join(targets)})"}
+    # Outside the blocks there may be layers of the same name, in a head or unused ("dense" in BERT's poolers).
+    return (
+        {"target_modules": targets, "exclude_modules": elsewhere}
+        if "exclude_modules" in known
+        else {"target_modules": inside}
+    )
 
 
 def _sizes(network: Network, config: TrainingConfig) -> Sizes:
@@ -111,7 +113,10 @@ def largest_factor(most: int, numbers: Iterable[int]) -> int:
 def _lora_keys(kind: type[PeftConfig], config: TrainingConfig) -> dict[str, Any]:
     if not issubclass(kind, LoraConfig):
         return {}
-    return {"r": config.lora_r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
+    given: dict[str, Any] = {"r": config.lora_r}
+    if issubclass(kind, AdaLoraConfig):  # half as many again to begin with (section 4.1); the steps are not known yet
+        given = {"target_r": config.lora_r, "init_r": math.ceil(1.5 * config.lora_r), "total_step": 10**9}
+    return given | {"lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
 
 
 def options_of(name: str, config: TrainingConfig) -> dict[str, Any]:

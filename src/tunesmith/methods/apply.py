@@ -32,6 +32,10 @@ def put_under(
             "weights_dtype bfloat16 needs optim adamw_8bit, which rounds at random, and products in bfloat16; here are "
             f"{config.optim} and {str(dtype).removeprefix('torch.')}"
         )
+    if config.loftq and config.quantization is None:
+        raise InputError("loftq begins with what quantization loses: give --quantization nf4 with it")
+    if config.loftq and method.inform is not None:
+        raise InputError(f"{method.name} begins in a way of its own, so loftq cannot: take lora, rslora or lora-plus")
     method.apply(network, config)
     if config.l2_sp and network.wrapper is not network.model:
         raise InputError(
@@ -39,7 +43,7 @@ def put_under(
             "weight_decay does the like for new ones"
         )
     if config.quantization is not None:  # of the weights as they were read: so does whoever opens the run
-        quantize_base(network, config.quantization)
+        quantize_base(network, config.quantization, config.loftq)
     settle_precision(network, dtype, getattr(torch, config.weights_dtype))
     place(network)
     use_row_gradients(network.model)

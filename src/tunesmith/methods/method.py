@@ -13,6 +13,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.models.load import Network, quietly
 from tunesmith.records import TokenizedExample
 
+Attend = Callable[[Network, TrainingConfig, torch.optim.Optimizer, int], None]
 Inform = Callable[[Network, TrainingConfig, Sequence[TokenizedExample], torch.dtype], None]
 Family = Literal["full", "selective", "additive", "reparameterised"]
 
@@ -62,6 +63,7 @@ class Method:
     `transposed` that GPT-2's linear layers (Conv1D), which keep their matrix the other way round, will do;
     `foreseen` that it can be planned without weights; `virtual` that `num_virtual_tokens` stand before each row.
     `inform` looks at training rows once the network is ready, before the first step, in products of the type given.
+    `attend` puts something beside the optimizer once it is made, for so many steps.
     `options` are the keys that it takes as `method_options`.
     """
 
@@ -81,4 +83,5 @@ class Method:
     foreseen: bool = True
     virtual: bool = False
     inform: Inform | None = None
+    attend: Attend | None = None
     options: frozenset[str] = frozenset()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from peft import (
+    AdaLoraConfig,
     BOFTConfig,
     C3AConfig,
     DeloraConfig,
@@ -48,6 +49,7 @@ from tunesmith.config import TrainingConfig
 from tunesmith.methods.adapters import Adapter, Sizes, adapter, largest_factor, restore_adapter
 from tunesmith.methods.informed import main_directions
 from tunesmith.methods.method import Method, Saving
+from tunesmith.methods.ranks import allot_ranks, save_ranks
 from tunesmith.models.load import Network
 from tunesmith.models.safety import ADAPTER_WEIGHTS
 from tunesmith.records import TokenizedExample
@@ -115,6 +117,7 @@ def begin_with_inputs(
 
 _row = partial(adapter, "reparameterised")
 _FIXED: tuple[float, float] = (1e-3, 1e-3)
+RANKS = Saving("PEFT adapter (LoRA)", save_ranks, restore_adapter)
 DIFFERENCE = Saving("PEFT adapter (LoRA)", save_difference, restore_adapter)
 
 
@@ -204,6 +207,19 @@ ROWS = (
         ),
         inform=begin_with_inputs,
     ),
+    replace(
+        _row(
+            "adalora",
+            "LoRA whose ranks go to the layers that need them",
+            "Zhang et al. 2023, arXiv 2303.10512",
+            AdaLoraConfig,
+            _FIXED,
+            by_width=False,
+            transposed=True,
+        ),
+        attend=allot_ranks,
+        saving=RANKS,
+    ),
     _row(
         "hira",
         "the matrix times a low-rank one, entry by entry",
@@ -224,7 +240,8 @@ ROWS = (
     _row("lokr", "Kronecker products", "Yeh et al. 2024, arXiv 2309.14859", LoKrConfig, (1.1e-3, 2e-3), alpha=16),
     _row("glora", "LoRA with factors of weight and bias", "Chavan et al. 2023, arXiv 2306.07967", GloraConfig),
     _row("gralora", "LoRA in blocks", "Jung et al. 2025, arXiv 2505.20355", GraloraConfig, alpha=64, transposed=True),
-    _row("delora", "LoRA of bounded length", "Bini et al. 2025, arXiv 2503.18225", DeloraConfig),
+    # From PEFT's bound of 15 the first step alone, whatever the rate, leads out of where the model was.
+    _row("delora", "LoRA of bounded length", "Bini et al. 2025, arXiv 2503.18225", DeloraConfig, delora_lambda=4),
     _row("peanut", "a small network of the frozen weights", "Zhong et al. 2024, arXiv 2410.01870", PeanutConfig),
     _row("miss", "one small matrix for all shards", "Kang & Yin 2024, arXiv 2409.15371", MissConfig, r=16),
     # One set of matrices or vectors that all layers share.

@@ -18,7 +18,7 @@ from tunesmith.errors import InputError, nearest
 from tunesmith.methods.adapters import Sizes, adapter, options_of
 from tunesmith.methods.informed import squared_gradients
 from tunesmith.methods.method import Method, Saving
-from tunesmith.models.layers import find_layers, freeze_body, is_attention, is_cross_attention, is_norm
+from tunesmith.models.layers import final_norms, find_layers, freeze_body, is_attention, is_cross_attention, is_norm
 from tunesmith.models.load import Network, quietly
 from tunesmith.models.sparse import VALUES, bind_weights, free_weights, is_sparse, settle_weights
 from tunesmith.records import TokenizedExample
@@ -29,9 +29,8 @@ def train_last_layers(network: Network, config: TrainingConfig) -> None:
     layers = _at_least(network, "num_last_layers", config.num_last_layers)
     freeze_body(network)
     layers[-config.num_last_layers :].requires_grad_(True)
-    for _, child in network.body.named_children():
-        if is_norm(child):
-            child.requires_grad_(True)
+    for norm in final_norms(network.model):
+        norm.requires_grad_(True)
 
 
 def train_first_layers(network: Network, config: TrainingConfig) -> None:

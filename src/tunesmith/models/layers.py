@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -27,15 +28,15 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     return max(lists, key=len)
 
 
-def layers_path(model: PreTrainedModel) -> str:
-    """Where the stack stands in the model, for example model.layers."""
-    layers = find_layers(model)
-    return next(name for name, module in model.named_modules() if module is layers)
-
-
 def is_norm(module: nn.Module) -> bool:
     """LayerNorm, RMSNorm and their relatives, which every model family spells in its own way."""
     return "norm" in type(module).__name__.lower()
+
+
+def final_norms(model: PreTrainedModel) -> list[nn.Module]:
+    """What stands between the last block and the head; not a norm of the embeddings, which stands beside it in some."""
+    top = model.get_decoder() if model.config.is_encoder_decoder else model.base_model
+    return [child for name, child in top.named_children() if is_norm(child) and "embed" not in name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,17 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     """Last name parts of the linear layers inside the blocks, for example q_proj; sorted."""
     names = find_layers(model).named_modules()
     return sorted({name.rpartition(".")[2] for name, module in names if isinstance(module, nn.Linear | Conv1D)})
+
+
+def find_linears(model: PreTrainedModel, names: Collection[str]) -> tuple[list[str], list[str]]:
+    """Whole names of the linear layers that end so: those inside the blocks, and those elsewhere."""
+    blocks = set(find_layers(model).modules())
+    inside: list[str] = []
+    elsewhere: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] in names:
+            (inside if module in blocks else elsewhere).append(name)
+    return inside, elsewhere
 
 
 def matrix_of(linear: nn.Module) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from tunesmith.data.pack import pack, token_batches
-from tunesmith.models.layers import find_layers, is_norm
+from tunesmith.models.layers import final_norms, find_layers
 from tunesmith.models.load import Network
 from tunesmith.models.packed import packed_hidden
 from tunesmith.models.states import StateFile, find_states, has_room, writing
@@ -44,8 +44,8 @@ def count_frozen(network: Network) -> int:
     if network.num_virtual:
         return 0
     inside = {parameter: index for index, layer in enumerate(layers) for parameter in layer.parameters()}
-    above = [child for name, child in network.body.named_children() if name in network.head_modules or is_norm(child)]
-    ignored = {parameter for module in above for parameter in module.parameters()}
+    heads = [child for name, child in network.body.named_children() if name in network.head_modules]
+    ignored = {parameter for module in (*heads, *final_norms(network.model)) for parameter in module.parameters()}
     trained = [p for p in network.body.parameters() if p.requires_grad and p not in ignored]
     return min([inside.get(parameter, 0) for parameter in trained], default=len(layers))
 

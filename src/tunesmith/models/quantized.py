@@ -27,6 +27,7 @@ from tunesmith.models.load import Network
 Quantization = Literal["int8", "nf4"]
 BLOCK = 64
 PACKED = "packed"
+MORE_COLUMNS = 8  # of a basis than directions wanted (Halko et al. 2011, arXiv 0909.4061, section 4.2)
 
 
 class Int8(nn.Module):
@@ -92,11 +93,12 @@ def _pairs(device: torch.device) -> torch.Tensor:
     return torch.stack([values[codes // 16], values[codes % 16]], 1)
 
 
-def quantize_base(network: Network, kind: Quantization) -> None:
-    """Packs the matrices beside which LoRA or DoRA learns.
+def quantize_base(network: Network, kind: Quantization, loftq: bool = False) -> None:
+    """Packs the matrices beside which LoRA or DoRA learns. With `loftq` LoRA begins with what packing them loses.
 
     Raises:
-        InputError: there are none, or DoRA drops inputs, which only PEFT's own code does and for whole matrices.
+        InputError: there are none, or DoRA drops inputs, which only PEFT's own code does and for whole matrices; or an
+            adapter that begins in a way of its own was to begin with the loss.
     """
     layers = [module for module in network.root.modules() if isinstance(module, LoraLinear)]
     if not layers:
@@ -105,9 +107,30 @@ def quantize_base(network: Network, kind: Quantization) -> None:
         if layer.lora_variant and any(isinstance(dropout, nn.Dropout) for dropout in layer.lora_dropout.values()):
             raise InputError("dora with a quantised base cannot drop inputs: set lora_dropout to 0")
         base: Any = layer.get_base_layer()
-        base.add_module(PACKED, KINDS[kind](matrix_of(base).detach()))
+        weight_OI = matrix_of(base).detach()
+        packed = KINDS[kind](weight_OI)
+        if loftq and not weight_OI.is_meta:  # a plan has no weights
+            _begin_with(layer, weight_OI.float() - packed.read(torch.float32))
+        base.add_module(PACKED, packed)
         base.register_parameter("weight", None)
         vars(base)["forward"] = MethodType(_forward, base)
+
+
+@torch.no_grad()
+def _begin_with(layer: LoraLinear, lost_OI: torch.Tensor) -> None:
+    """s B A becomes the nearest to `lost_OI` of its rank, so that W is nearly whole at the first step (LoftQ: Li et al.
+    2023, arXiv 2310.08659, algorithm 1 with one round, after which the packed matrices are still those of W)."""
+    name = layer.active_adapters[0]
+    a_RI, b_OR = (cast("nn.Linear", half[name]).weight for half in (layer.lora_A, layer.lora_B))
+    if layer.lora_variant or b_OR.any():
+        raise InputError(
+            "loftq is a way for LoRA to begin, and this method has its own: take lora, rslora or lora-plus"
+        )
+    rank = len(a_RI)
+    left_OQ, sizes_Q, right_IQ = torch.svd_lowrank(lost_OI, q=min(rank + MORE_COLUMNS, *lost_OI.shape), niter=4)
+    roots_R = sizes_Q[:rank].sqrt()
+    a_RI.copy_((right_IQ[:, :rank] * roots_R).T)
+    b_OR.copy_(left_OQ[:, :rank] * roots_R / layer.scaling[name])
 
 
 def unpack_base(network: Network) -> None:

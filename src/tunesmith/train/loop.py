@@ -11,6 +11,7 @@ moves, an interruption leaves weights, optimizer and generators as they were bef
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -63,6 +64,8 @@ def fit(
     parameters = trainable(network)
     state = State(parameters, optimizer_for(network, parameters, plan), plan.device)
     num_steps = count_steps(len(rows), plan)
+    if plan.attend is not None:
+        plan.attend(state.optimizer, num_steps)
     course = Course(network, plan, watch, state, (num_steps, steps_per_epoch(len(rows), plan)))
     training = _Training(network, rows, plan, watch, state, course.saver)
     return course.run(training.advance, start, training.rehearse if num_steps >= FEWEST_TO_REHEARSE else None)
@@ -90,6 +93,28 @@ def set_learning_rate(
         factor, begins = group["rate"]
         group["lr"] = plain * factor if epoch >= begins else 0.0
     return plain
+
+
+def time_step(network: Network, rows: Sequence[TokenizedExample], plan: Plan, num: int = 8) -> float:
+    """Seconds that a step takes, the median of some; everything is afterwards as it was."""
+    parameters = trainable(network)
+    before, generated = [parameter.detach().clone() for _, parameter in parameters], generators.capture(plan.device)
+    state = State(parameters, optimizer_for(network, parameters, plan), plan.device)
+    windows, taken = _Windows(network, rows, plan), []
+    network.model.train()
+    set_learning_rate(state.optimizer, plan, 0, num)
+    for number in range(num):
+        started = time.perf_counter()
+        state.progress.window = number % steps_per_epoch(len(rows), plan)
+        accumulate(network, windows.at(state), parameters, plan, number)
+        state.optimizer.step()
+        clear_gradients(network.model, state.optimizer)
+        taken.append(time.perf_counter() - started)
+    with torch.no_grad():
+        for (_, parameter), value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+    generators.restore(generated, plan.device)
+    return statistics.median(taken[1:])
 
 
 def steps_per_epoch(num_rows: int, plan: Plan) -> int:

@@ -17,8 +17,8 @@ STEPS, QUINTIC = 5, (3.4445, -4.7750, 2.0315)
 # The size that AdamW's updates have on average, so that one learning rate serves both (Liu et al. 2025, arXiv
 # 2502.16982, section 2.2).
 SIZE_OF_ADAMW = 0.2
-# Embeddings and heads, whose rows are by word, learn by AdamW.
-BY_WORD = re.compile(r"embed|wte|wpe|shared|lm_head|classifier|score|vocab|cls\.|decoder\.weight$")
+# Embeddings and heads, whose rows are by word, learn by AdamW; so do those by distance.
+BY_WORD = re.compile(r"embed|relative|wte|wpe|shared|lm_head|classifier|score|vocab|cls\.|decoder\.weight$")
 
 
 def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:

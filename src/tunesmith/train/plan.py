@@ -181,7 +181,7 @@ def forecast(needs: Needs, rows: Rows, plan: Plan, pace: Pace) -> Forecast:
         trained=needs.trained,
         parameters=needs.parameters,
         memory=Memory(**peak),
-        store=needs.prefix * count_tokens([*rows.train, *rows.validation]),
+        store=needs.prefix * count_tokens([*rows.train, *rows.validation]) if needs.prefix else 0,
         num_steps=num_steps,
         flops_per_step=int(_count_tokens(rows, plan, 1) / needs.tokens["window"] * needs.works["window"].flops),
         flops=int(sum(needs.works[name].flops * count for name, count in times.items())),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +28,7 @@ class Plan:
     """How to train. Steps are optimizer steps; `eval_steps` None means once an epoch.
 
     `rates` are by the parameter's name; the plain one where there is none. `terms` say what the loss is like.
+    `attend` puts a method's own work beside the optimizer, for so many steps.
     """
 
     learning_rate: float
@@ -50,6 +51,7 @@ class Plan:
     save_steps: int | None = None
     save_minutes: float = 10.0
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    attend: Callable[[torch.optim.Optimizer, int], None] | None = None
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from tunesmith.errors import InputError
 from tunesmith.feedback.database import is_full_disk
+from tunesmith.feedback.grouping import Group
 from tunesmith.feedback.people import EntryError, People
 from tunesmith.feedback.store import ConflictError, NotLentError, Store
 from tunesmith.feedback.web import entrance, labeling, owner
@@ -40,8 +41,9 @@ def make_routes(store: Store, people: People, site: Site, token: str) -> FastAPI
     """The routes alone, which trust whoever stands in a request's state."""
     app = FastAPI(title="tunesmith feedback", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store, app.state.people, app.state.site, app.state.token = store, people, site, token
+    app.state.group = Group(store.database)
     app.state.guesses = Limiter(burst=10, per_second=0.05)  # at one name, from all addresses together
-    for router in (entrance.router, labeling.router, owner.router):
+    for router in (labeling.router, entrance.router, owner.router):  # what is asked most is found first
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=str(files("tunesmith.feedback.web") / "static")), name="static")
     for kind, status in STATUS:

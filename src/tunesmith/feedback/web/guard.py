@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
-from fastapi.concurrency import run_in_threadpool
-
 from tunesmith.feedback.people import People, Person
 
 Scope = MutableMapping[str, Any]
@@ -173,7 +171,7 @@ class Guard:
         token = found.value if found is not None else ""
         if not token:
             return Caller(None, "")
-        return Caller(await run_in_threadpool(self._people.who, token), token)
+        return Caller(await asyncio.to_thread(self._people.who, token), token)
 
     def _check_rate(self, scope: Scope, path: str, caller: Caller) -> None:
         address = (scope.get("client") or ("nobody",))[0]

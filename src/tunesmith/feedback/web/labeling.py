@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from pydantic import AfterValidator, Field
 
 from tunesmith.feedback.forms import Comment, Id, Response, Shown
+from tunesmith.feedback.grouping import Group
 from tunesmith.feedback.people import Person
 from tunesmith.feedback.store import Store
 from tunesmith.feedback.web.entrance import Body, CallerOf, PersonOf, StoreOf, show_page
@@ -67,34 +68,45 @@ def show_ranking(caller: CallerOf, store: StoreOf) -> HTMLResponse:
     return show_page("rank", caller, store, study=store.study())
 
 
+# What writes goes to the group as a function, and is answered when the group's commit is on the disk.
+
+
 @router.post("/api/next")
-def take_next(person: PersonOf, store: StoreOf) -> dict[str, Any]:
+async def take_next(request: Request) -> dict[str, Any]:
     """The item this person is at, or the next one."""
-    return _next(person, store)
+    person, store, group = desk_of(request)
+    return await group.write(lambda: _next(person, store))
 
 
 @router.post("/api/rankings")
-def rank(body: RankingBody, person: PersonOf, store: StoreOf) -> dict[str, Any]:
+async def rank(request: Request, body: RankingBody) -> dict[str, Any]:
     """Saved when this is answered, and not before; with the next item."""
-    with store.database.writing():
+    person, store, group = desk_of(request)
+
+    def work() -> dict[str, Any]:
         version = store.rank(person.id, body.item, body.version, body.key, body.response, body.seconds)
-        then = _next(person, store)
-    return {"version": version, **then}
+        return {"version": version, **_next(person, store)}
+
+    return await group.write(work)
 
 
 @router.post("/api/skips")
-def skip(body: SkipBody, person: PersonOf, store: StoreOf) -> dict[str, Any]:
+async def skip(request: Request, body: SkipBody) -> dict[str, Any]:
     """As a ranking."""
-    with store.database.writing():
+    person, store, group = desk_of(request)
+
+    def work() -> dict[str, Any]:
         version = store.skip(person.id, body.item, body.version, body.key, body.reason)
-        then = _next(person, store)
-    return {"version": version, **then}
+        return {"version": version, **_next(person, store)}
+
+    return await group.write(work)
 
 
 @router.put("/api/draft")
-def save_draft(body: DraftBody, person: PersonOf, store: StoreOf) -> dict[str, Any]:
+async def save_draft(request: Request, body: DraftBody) -> dict[str, Any]:
     """Keeps a draft, and the item lent."""
-    store.save_draft(person.id, body.item, body.version, body.draft)
+    person, store, group = desk_of(request)
+    await group.write(lambda: store.save_draft(person.id, body.item, body.version, body.draft))
     return {"version": body.version}
 
 
@@ -110,6 +122,13 @@ def list_history(
 ) -> dict[str, Any]:
     """What this person has ranked and skipped, newest first."""
     return {"items": store.history(person.id, before, limit)}
+
+
+def desk_of(request: Request) -> tuple[Person, Store, Group]:
+    """Whose work it is, and where it is kept."""
+    caller, state = request.state.caller, request.app.state
+    assert caller.person is not None  # the guard lets nobody else in
+    return caller.person, state.store, state.group
 
 
 def _next(person: Person, store: Store) -> dict[str, Any]:
