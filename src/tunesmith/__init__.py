@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         tune,
     )
     from tunesmith.evaluation.compare import Comparison
+    from tunesmith.inspection.look import Inspection, inspect
     from tunesmith.runs.run import Run
     from tunesmith.train.plan import Forecast
 
@@ -29,11 +30,13 @@ __all__ = [
     "Comparison",
     "Forecast",
     "InputError",
+    "Inspection",
     "Run",
     "align",
     "compare",
     "evaluate",
     "forgetting",
+    "inspect",
     "load",
     "load_adapters",
     "plan",
@@ -48,7 +51,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Comparison": "tunesmith.evaluation.compare",
     "Forecast": "tunesmith.train.plan",
+    "Inspection": "tunesmith.inspection.look",
     "Run": "tunesmith.tuning",
+    "inspect": "tunesmith.inspection.look",
     **dict.fromkeys(
         (
             "align",

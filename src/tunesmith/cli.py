@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from cyclopts import App, CycloptsError
 
-from tunesmith.commands import data, feedback, judging, listing, training
+from tunesmith.commands import data, feedback, inside, judging, listing, training
 from tunesmith.commands.console import out
 from tunesmith.errors import InputError
 from tunesmith.flags import by_our_names
@@ -36,6 +36,7 @@ COMMANDS = (
     *(training.tune, training.plan, training.export),
     *(training.tokenizer, training.pretrain, training.reward, training.align),
     *(judging.compare, judging.demo, judging.evaluate, judging.predict, judging.chat, judging.judge),
+    inside.inspect,
     *(listing.doctor, listing.methods, listing.models, listing.datasets, listing.runs),
 )
 for command in COMMANDS:

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tunesmith.inspection.subject import Subject
 
 SAVED_ALONG = re.compile(r"\.modules_to_save\.[^.]+")
+FEW = 48
 LAYER = re.compile(r"\.(?:layers?|h|block)\.(\d+)\.")
 
 
@@ -54,13 +55,29 @@ def _compare(name: str, base: torch.Tensor, tuned: torch.Tensor) -> Change:
 
 
 def effective_rank(matrix: torch.Tensor) -> float:
-    """From 1, one direction, to the smaller side, all directions alike."""
-    small = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    """From 1, one direction, to the smaller side, all directions alike. What few directions leave below 1e-4 of the
+    whole is rounding."""
+    small = (matrix.T if matrix.shape[0] > matrix.shape[1] else matrix).double()
+    few = _in_few_directions(small)
     # By the eigenvalues of the product with itself, which is as small as the smaller side.
-    sizes = torch.linalg.eigvalsh(small.double() @ small.double().T).clamp(min=0).sqrt()
+    small = small if few is None else few
+    sizes = torch.linalg.eigvalsh(small @ small.T).clamp(min=0).sqrt()
     sizes = sizes[sizes > sizes.max() * 1e-6]
     shares = sizes / sizes.sum()
     return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def _in_few_directions(matrix: torch.Tensor) -> torch.Tensor | None:
+    """(FEW, columns) with the same singular values where so few hold the whole, as of LoRA (Halko et al. 2011,
+    algorithm 4.1); else None."""
+    if len(matrix) <= 2 * FEW:
+        return None
+    draws = torch.Generator().manual_seed(0)
+    tried = torch.randn(matrix.shape[1], FEW, generator=draws, dtype=matrix.dtype).to(matrix.device)
+    basis = torch.linalg.qr(matrix @ tried).Q
+    inside: torch.Tensor = basis.T @ matrix
+    left = (matrix.norm() ** 2 - inside.norm() ** 2).clamp(min=0).sqrt()
+    return inside if left <= 1e-4 * matrix.norm() else None
 
 
 def effective_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -50,9 +50,9 @@ def numbers_of(reading: Reading, place: int, count: int = 8) -> Numbers:
     if not 0 <= place < len(reading.ids):
         raise InputError(f"there are places 0 to {len(reading.ids) - 1}, not {place}")
     token = reading.ids[place]
-    table_VD = _table(reading.subject)
+    table_VD = table_of(reading.subject)
     vector_D = table_VD[token].float()
-    position_D = _position(reading.subject, place)
+    position_D = position_of(reading.subject, place)
     return Numbers(
         vector_D.tolist(),
         float(vector_D.norm()),
@@ -63,7 +63,7 @@ def numbers_of(reading: Reading, place: int, count: int = 8) -> Numbers:
     )
 
 
-def _table(subject: Subject) -> torch.Tensor:
+def table_of(subject: Subject) -> torch.Tensor:
     owner: Any = subject.body if subject.family == "encoder-decoder" else subject.model
     table: torch.Tensor = owner.get_input_embeddings().weight
     return table
@@ -71,13 +71,20 @@ def _table(subject: Subject) -> torch.Tensor:
 
 def nearest_words(table_VD: torch.Tensor, token: int, count: int) -> list[tuple[int, float]]:
     """The other rows of a table that point most nearly the same way."""
-    cosines_V = F.cosine_similarity(table_VD.float(), table_VD[token][None].float(), dim=-1)
-    cosines_V[token] = -torch.inf
-    best = cosines_V.topk(min(count, len(cosines_V) - 1))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return nearest_of_each(table_VD, [token], count)[0]
 
 
-def _position(subject: Subject, place: int) -> torch.Tensor | None:
+def nearest_of_each(table_VD: torch.Tensor, tokens: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
+    """The same for several tokens in one pass over the table."""
+    unit_VD = F.normalize(table_VD.float(), dim=-1)
+    cosines_NV = unit_VD[list(tokens)] @ unit_VD.T
+    cosines_NV[range(len(tokens)), list(tokens)] = -torch.inf
+    best = cosines_NV.topk(min(count, cosines_NV.shape[-1] - 1))
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [list(zip(ids, values, strict=True)) for ids, values in rows]
+
+
+def position_of(subject: Subject, place: int) -> torch.Tensor | None:
     """(D,): what is added for a place. RoBERTa counts from its pad id on, BART and OPT from 2."""
     owners: tuple[Any, Any] = subject.body, getattr(subject.body, "embeddings", None)
     for owner in owners:

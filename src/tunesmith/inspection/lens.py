@@ -11,6 +11,7 @@ import torch
 
 from tunesmith.errors import InputError
 from tunesmith.inspection.reading import Reading, words_from
+from tunesmith.inspection.tokens import tokens_of
 
 # What the last layer's states go through before the head, by the names of transformers' families.
 FINAL_NORMS = ("norm", "ln_f", "final_norm", "final_layer_norm", "final_layernorm", "layer_norm")
@@ -52,3 +53,10 @@ def normed(reading: Reading, state_TD: torch.Tensor) -> torch.Tensor:
 def find_final_norm(body: Any) -> Any | None:
     """None for families whose layers end with a norm each (BERT, BART, Marian)."""
     return next((getattr(body, name) for name in FINAL_NORMS if hasattr(body, name)), None)
+
+
+def lens_words(reading: Reading) -> list[list[tuple[str, float]]]:
+    """By layer and place: the likeliest word and its probability."""
+    values_LT, tokens_LT = lens(reading)
+    texts = iter(tokens_of(tokens_LT.flatten().tolist(), reading.subject.tokenizer))
+    return [[(next(texts).text, value) for value in values_T] for values_T in values_LT.tolist()]

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from tunesmith.errors import InputError
 from tunesmith.inspection import attention, embeddings
 from tunesmith.inspection.changes import Change, find_changes
 from tunesmith.inspection.embeddings import Map, Numbers, Way
-from tunesmith.inspection.lens import lens
+from tunesmith.inspection.lens import lens_words
 from tunesmith.inspection.next_word import answer_logprobs, entropy_bits, rank_of, shape_distribution
 from tunesmith.inspection.reading import Given, Reading, Side, read
 from tunesmith.inspection.subject import Subject, open_subject
@@ -96,7 +98,13 @@ class Inspection:
 
     @property
     def has_words(self) -> bool:
-        return any(reading.logits is not None for reading in self.readings)
+        return bool(self.speaking)
+
+    @property
+    def speaking(self) -> list[Reading]:
+        """Those that predict words, and the same ones: what `next_word` has a column for."""
+        found = [reading for reading in self.readings if reading.logits is not None]
+        return found if self.is_alike else found[:1]
 
     def tokens(self, side: Side = "own", which: int = 0) -> list[Token]:
         reading = self.readings[which]
@@ -120,15 +128,12 @@ class Inspection:
         Raises:
             InputError: no such place, or no model that has words.
         """
-        speaking = [reading for reading in self.readings if reading.logits is not None]
+        speaking = self.speaking
         if not speaking:
             raise InputError(f"'{self.names[0]}' has no head for words, so it predicts none")
-        if len(speaking) > 1 and not self.is_alike:
-            speaking = speaking[:1]
         at = _place(speaking[0], place)
-        asked = [_masked(reading, at, self.given) for reading in speaking]
         drawn = sampling or Sampling()
-        logits = [reading.logits[at] for reading in asked if reading.logits is not None]
+        logits = self.logits_at(at)
         shaped = [shape_distribution(each, drawn.temperature, drawn.top_k, drawn.top_p) for each in logits]
         best = {int(token) for each in shaped for token in each.topk(min(count, len(each))).indices if each[token] > 0}
         order = sorted(best, key=lambda token: [-float(each[token]) for each in shaped])
@@ -136,7 +141,7 @@ class Inspection:
         words = [
             _word(token, text, [float(p[token]) for p in shaped]) for token, text in zip(order, texts, strict=True)
         ]
-        true = _true_next(speaking[0], at)
+        true = self.true_word(at)
         return NextWord(
             at,
             words,
@@ -145,6 +150,20 @@ class Inspection:
             None if true is None else tokens_of([true], speaking[0].subject.tokenizer)[0].text,
             [None if true is None else rank_of(each, true) for each in logits],
         )
+
+    def logits_at(self, place: int) -> list[torch.Tensor]:
+        """(V,) of each model that speaks: what comes after a place, or of an encoder what could stand there."""
+        asked = [_masked(reading, place, self.given) for reading in self.speaking]
+        return [reading.logits[place] for reading in asked if reading.logits is not None]
+
+    def true_word(self, place: int) -> int | None:
+        """The word that stands where one was predicted."""
+        return _true_next(self.speaking[0], place)
+
+    @property
+    def can_be_said(self) -> bool:
+        """Whether there is an answer, and all models say how likely it is."""
+        return bool(self.given.answer) and self.is_alike and len(self.speaking) == len(self.readings)
 
     def said(self) -> list[Said]:
         """The answer token by token.
@@ -184,7 +203,7 @@ class Inspection:
 
     def lens(self) -> list[list[list[tuple[str, float]]]]:
         """By model, layer and place: the likeliest word and its probability."""
-        return [_lens_of(reading) for reading in self.readings if reading.logits is not None]
+        return [lens_words(reading) for reading in self.readings if reading.logits is not None]
 
     def changes(self) -> list[Change]:
         """Where the first model's weights differ from the second's.
@@ -206,7 +225,7 @@ class Inspection:
             vectors = [reading.states[-1].float().cpu().numpy() for reading in self.readings]
         return [embeddings.map_vectors(each, way) for each in vectors]
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self, place: int | None = None, count: int = 10, sampling: Sampling | None = None) -> dict[str, Any]:
         """Tokens, next word and answer; the rest is asked for by name."""
         found: dict[str, Any] = {
             "names": self.names,
@@ -218,8 +237,8 @@ class Inspection:
         found["tokens"] = [[asdict(token) for token in self.tokens(which=at)] for at in range(len(self.readings))]
         found["characters_per_token"] = self.characters_per_token()
         if self.has_words:
-            found["next_word"] = asdict(self.next_word())
-        if self.given.answer and self.is_alike and self.has_words:
+            found["next_word"] = asdict(self.next_word(place, count, sampling))
+        if self.can_be_said:
             found["said"] = [asdict(said) for said in self.said()]
         return found
 
@@ -286,9 +305,3 @@ def _true_next(reading: Reading, place: int) -> int | None:
         found = reading.ids[place]
         return None if found == reading.subject.tokenizer.mask_token_id else found
     return reading.ids[place + 1] if place + 1 < len(reading.ids) else None
-
-
-def _lens_of(reading: Reading) -> list[list[tuple[str, float]]]:
-    values_LT, tokens_LT = lens(reading)
-    texts = iter(tokens_of(tokens_LT.flatten().tolist(), reading.subject.tokenizer))
-    return [[(next(texts).text, value) for value in values_T] for values_T in values_LT.tolist()]

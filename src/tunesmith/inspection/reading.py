@@ -30,11 +30,12 @@ TOLERANCE = 1e-3
 @dataclass(frozen=True, slots=True)
 class Given:
     """What is read: `answer` goes on after the text; of an encoder-decoder it is the target. As a `chat` the text is a
-    question, put as the model's template puts it."""
+    question, put as the model's template puts it, after what was said `before`."""
 
     text: str
     answer: str = ""
     chat: bool = False
+    before: tuple[Message, ...] = ()
 
 
 @dataclass
@@ -117,7 +118,7 @@ def _encode(subject: Subject, given: Given) -> tuple[tuple[int, ...] | None, tup
     tokenizer = subject.tokenizer
     answer = tuple(tokenizer(given.answer, add_special_tokens=False)["input_ids"]) if given.answer else ()
     if subject.family == "encoder-decoder":
-        source = tuple(prompt_ids([Message("user", given.text)], tokenizer))
+        source = tuple(prompt_ids([*given.before, Message("user", given.text)], tokenizer))
         if given.answer:
             answer = tuple(tokenizer(text_target=given.answer, add_special_tokens=False)["input_ids"])
         _refuse_length(subject, max(len(source), 1 + len(answer)), len(source))
@@ -125,7 +126,7 @@ def _encode(subject: Subject, given: Given) -> tuple[tuple[int, ...] | None, tup
     if given.chat:
         if subject.family == "encoder":
             raise InputError(f"'{subject.name}' is an encoder: it is not asked questions. Leave out --chat")
-        own = tuple(prompt_ids([Message("user", given.text)], tokenizer))
+        own = tuple(prompt_ids([*given.before, Message("user", given.text)], tokenizer))
     else:
         own = tuple(tokenizer(given.text)["input_ids"])
     if answer and subject.family == "encoder":
