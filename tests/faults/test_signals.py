@@ -28,9 +28,7 @@ BEFORE_THE_FOLDER = [
 IN_THE_FOLDER = [
     ("first evaluation", "tunesmith.tuning.validate", 1, TERM),
     ("train", "tunesmith.train.loop.accumulate", 9, TERM),
-    ("train", "tunesmith.train.loop.accumulate", 9, HUP),
-    ("backward", "tunesmith.train.step.backward", 24, TERM),
-    ("evaluate", "tunesmith.tuning.validate", 4, TERM),
+    ("evaluate", "tunesmith.tuning.validate", 4, HUP),
     ("checkpoint", "tunesmith.train.checkpoint.write_json", 5, INT),
     ("save", "tunesmith.tuning._write_model", 1, TERM),
 ]

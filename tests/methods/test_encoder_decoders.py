@@ -15,7 +15,7 @@ from tunesmith.models.layers import find_layers
 pytestmark = matrix.PLAIN_PEFT_WARNS
 
 
-@pytest.mark.parametrize(("kind", "name"), matrix.cells(matrix.ENCODER_DECODER_KINDS, every=2))
+@pytest.mark.parametrize(("kind", "name"), matrix.cells(matrix.ENCODER_DECODER_KINDS, every=3))
 def test_a_method_keeps_its_promises(kind: str, name: str, tmp_path: Path) -> None:
     matrix.judge(kind, name, tmp_path)
 

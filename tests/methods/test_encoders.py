@@ -16,7 +16,7 @@ from tunesmith.models.load import Network
 pytestmark = matrix.PLAIN_PEFT_WARNS
 
 
-@pytest.mark.parametrize(("kind", "name"), matrix.cells(matrix.ENCODER_KINDS))
+@pytest.mark.parametrize(("kind", "name"), matrix.cells(matrix.ENCODER_KINDS, every=2))
 def test_a_method_keeps_its_promises(kind: str, name: str, tmp_path: Path) -> None:
     matrix.judge(kind, name, tmp_path)
 
