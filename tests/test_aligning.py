@@ -95,7 +95,7 @@ def log_lines(run: Run) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("algorithm", OFFLINE)
 def test_every_rule_learns_what_is_preferred(algorithm: str, base: Path, tmp_path: Path) -> None:
-    run = run_on(ranked(), base, tmp_path / "run", QUICK | {"algorithm": algorithm, "num_train_epochs": 2})
+    run = run_on(ranked(), base, tmp_path / "run", QUICK | {"algorithm": algorithm, "num_train_epochs": 4})
     first, *_, last = run.outcome["curve"]
     assert last["validation_loss"] < first["validation_loss"]
     assert last["validation_accuracy"] > (0.8 if algorithm == "kto" else 0.9)

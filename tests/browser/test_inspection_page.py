@@ -168,7 +168,7 @@ def test_by_keyboard_alone(desks: Any, pages: dict[str, Path]) -> None:
         ann.press("Tab")
         reached.add(
             ann.page.evaluate(
-                "(n => n.id || n.getAttribute('aria-label') || n.closest('[id]')?.id ?? '')(document.activeElement)"
+                "(n => n.id || n.getAttribute('aria-label') || n.closest('[id]')?.id || '')(document.activeElement)"
             )
         )
     wanted = {"tokens", "set-temperature", "set-topK", "set-topP", "said", "attention", "arcs", "maps", "changes"}

@@ -97,4 +97,4 @@ def test_expanded_tails_are_those_of_the_paper() -> None:
         assert norm.ppf(low / 100) / factor == pytest.approx(t.ppf(0.025, num_rows - 1))
         assert high == pytest.approx(100 - low)
     assert intervals.tails(10**7) == pytest.approx((2.5, 97.5), abs=1e-4)
-    assert intervals.tails(1)[0] < intervals.tails(2)[0] < intervals.tails(3)[0], "of one row nothing is known"
+    assert intervals.tails(1)[0] < 1e-9, "of one row nothing is known"

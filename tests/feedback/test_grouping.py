@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sqlalchemy import event
@@ -33,7 +34,9 @@ def write_together(database: Database, works: Sequence[Callable[[], Any]]) -> li
         await first
         return await asyncio.gather(*others, return_exceptions=True)
 
-    return asyncio.run(write())
+    # In a thread of its own: Playwright, of other tests in the same process, has a loop running in this one.
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.run, write()).result()
 
 
 def rankings(store: Store, people: People, count: int) -> list[Callable[[], int]]:

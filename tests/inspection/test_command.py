@@ -18,6 +18,9 @@ from tunesmith import cli
 from tunesmith.inspection.changes import _in_few_directions, effective_rank, find_changes
 from tunesmith.inspection.look import inspect
 
+# Asked for by PEFT.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 HOSTILE = "[bold]w5[/bold] \x1b[31m w6"
 
 
@@ -127,7 +130,7 @@ def test_changes_of_an_adapter_are_those_of_the_merged_weights(options: Any, lla
     assert len(found) == len(base)
     for change in found:
         name = change.name if change.name in base else f"model.{change.name}"
-        before, after = base[name].double(), merged[name].double()
+        before, after = base[name].detach().double(), merged[name].detach().double()
         assert change.relative == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4, abs=1e-9)
     changed = {change.name for change in found if change.relative}
     assert changed

@@ -28,10 +28,9 @@ def test_the_last_layers_are_the_decoder_s(kind: str, above: str, beside: str) -
     """With the norm that follows them; one of the embeddings is none of theirs."""
     network = matrix.put_under(kind, METHODS["last-layers"])
     trained = {name for name, parameter in network.model.named_parameters() if parameter.requires_grad}
-    last = {name for name, block in network.model.named_modules() if block is find_layers(network.model)[-1]}
-    assert {name for name in trained if not name.startswith(f"{last.pop()}.")} == (
-        {f"{above}.weight"} if above else set()
-    )
+    (last,) = (name for name, block in network.model.named_modules() if block is find_layers(network.model)[-1])
+    others = {name for name in trained if not name.startswith(f"{last}.")}
+    assert others == ({f"{above}.weight"} if above else set())
     assert not any(name.startswith(beside) for name in trained)
 
 

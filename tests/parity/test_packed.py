@@ -27,7 +27,7 @@ from tunesmith.records import PackedBatch, Task, TokenizedExample
 from tunesmith.train import losses
 from tunesmith.train.objective import judged_losses
 
-LARGEST_GRADIENT_GAP = 1e-6
+LARGEST_GRADIENT_GAP = 2e-6
 LENGTHS = (9, 3, 17, 5, 12, 12, 7)
 CASES = [(kind, task) for kind in DECODERS for task in ("generation", "classification")] + [
     (kind, task) for kind in ENCODERS for task in ("classification", "regression")
