@@ -31,7 +31,7 @@ demo: .venv/installed ## the main job: tune, compare and report, on the catalogu
 	@$(BIN)/tunesmith demo $(ARGS)
 
 test: .venv/developed ## the tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/developed ## format, lint, types, architecture
 	@$(BIN)/ruff format --check src tests benchmarks examples
