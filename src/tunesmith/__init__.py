@@ -48,29 +48,12 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_HOMES = {
+_HOMES = dict.fromkeys(__all__, "tunesmith.api") | {
     "Comparison": "tunesmith.evaluation.compare",
     "Forecast": "tunesmith.train.plan",
     "Inspection": "tunesmith.inspection.look",
     "Run": "tunesmith.tuning",
     "inspect": "tunesmith.inspection.look",
-    **dict.fromkeys(
-        (
-            "align",
-            "compare",
-            "evaluate",
-            "forgetting",
-            "load",
-            "load_adapters",
-            "plan",
-            "predict",
-            "pretrain",
-            "reward",
-            "tokenizer",
-            "tune",
-        ),
-        "tunesmith.api",
-    ),
 }
 
 

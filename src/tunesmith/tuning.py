@@ -254,8 +254,8 @@ def prepare(
     learning_rate = getattr(config, "learning_rate", None) or default_learning_rate(method, network)
     rates = find_rates(network, method, config)
     kept = remember(network, method, config, dtype)
-    plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates, kept=kept)
-    plan = replace(plan, attend=method.attend and partial(method.attend, network, config))
+    attend = method.attend and partial(method.attend, network, config)
+    plan = replace(make_plan(config, learning_rate, device, dtype), rates=rates, kept=kept, attend=attend)
     if isinstance(plan.terms, Preference) and isinstance(train, TokenRows) and isinstance(validation, TokenRows):
         train, validation = (with_reference(network, rows, plan.terms, dtype) for rows in (train, validation))
     return Prepared(network, method, parts, train, validation, plan, signal, forecast)

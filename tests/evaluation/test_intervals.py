@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from tunesmith.evaluation import intervals
-from tunesmith.evaluation.metrics import RESAMPLES, resampled
+from tunesmith.evaluation.intervals import RESAMPLES, resampled
 
 Floats = NDArray[np.floating]
 

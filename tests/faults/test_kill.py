@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.faults.sabotages import SABOTAGES
-from tests.faults.survival import CASES, Attempt, command, digest, steps_logged, survive
+from tests.faults.survival import CASES, Attempt, Survival, command, digest, steps_logged, survive
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and forking")
 
@@ -34,6 +34,15 @@ def uninterrupted(place: Path) -> Callable[[str], dict[str, str]]:
     return digest_of
 
 
+def assert_all_ended_as(done: Survival, whole: dict[str, str]) -> None:
+    """Every run that was killed on its way, with each step logged once and nothing but kills."""
+    for run, found in zip(done.runs, done.digests, strict=True):
+        assert found == whole, run
+        steps = steps_logged(run)
+        assert steps == list(range(1, len(steps) + 1))
+    assert "Traceback" not in done.log.read_text()
+
+
 KILLS = [pytest.param(method, 8, marks=pytest.mark.slow) for method in ("full", "lora")]
 KILLS += [pytest.param(method, 100, marks=pytest.mark.soak) for method in CASES]
 
@@ -44,35 +53,23 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
 ) -> None:
     done = survive(method, place, num_kills, seed=num_kills)
     print(f"{method}: {num_kills} kills, {done.in_save} of them inside a save, {len(done.runs)} runs")
-    for run, found in zip(done.runs, done.digests, strict=True):
-        assert found == uninterrupted(method), run
-        steps = steps_logged(run)
-        assert steps == list(range(1, len(steps) + 1))
+    assert_all_ended_as(done, uninterrupted(method))
     assert done.in_save >= 0.3 * num_kills, done
-    assert "Traceback" not in done.log.read_text()
 
 
 @pytest.mark.slow
 def test_learning_by_trial_ends_as_if_never_killed(place: Path, uninterrupted: Callable[[str], dict[str, str]]) -> None:
     done = survive("ppo", place, num_kills=6, seed=6)
-    for run, found in zip(done.runs, done.digests, strict=True):
-        assert found == uninterrupted("ppo"), run
-        steps = steps_logged(run)
-        assert steps == list(range(1, len(steps) + 1))
+    assert_all_ended_as(done, uninterrupted("ppo"))
     assert done.in_save >= 1, done
-    assert "Traceback" not in done.log.read_text()
 
 
 @pytest.mark.soak
 def test_pretraining_ends_as_if_never_killed(place: Path, uninterrupted: Callable[[str], dict[str, str]]) -> None:
     """Through several passes, each of which cuts and masks at other places."""
     done = survive("pretrain", place, num_kills=4, seed=2)
-    for run, found in zip(done.runs, done.digests, strict=True):
-        assert found == uninterrupted("pretrain"), run
-        steps = steps_logged(run)
-        assert steps == list(range(1, len(steps) + 1))
+    assert_all_ended_as(done, uninterrupted("pretrain"))
     assert done.in_save >= 1, done
-    assert "Traceback" not in done.log.read_text()
 
 
 def some_soaked(parts: Iterable[str], *kept: str) -> list[Any]:

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from tunesmith.evaluation.intervals import interval_of
+from tunesmith.evaluation.intervals import RESAMPLES, interval_of, resampled
 from tunesmith.records import Interval
 
 Floats = NDArray[np.floating[Any]]
-RESAMPLES = 1000
 # Of a fit, which takes some milliseconds.
 RESAMPLED_FITS = 200
 
@@ -70,6 +69,5 @@ def _at_equal_length(won_D: Floats, shape_D: Floats) -> float:
 
 def _with_interval(verdicts: Verdicts, value: Any, seed: int, resamples: int) -> Interval:
     num = len(verdicts.won_D)
-    rng = np.random.default_rng(seed)
-    drawn = [value(rng.integers(0, num, num)) for _ in range(resamples)]
+    drawn = [value(rows) for rows in resampled(num, seed, resamples)]
     return interval_of(value(np.arange(num)), drawn, num)

@@ -20,8 +20,8 @@ from tunesmith.data import sources
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError
 from tunesmith.evaluation.drift import cosines, linear_cka, probe_classes
-from tunesmith.evaluation.intervals import interval_of
-from tunesmith.evaluation.metrics import METRICS, bootstrap, paired_difference, resampled
+from tunesmith.evaluation.intervals import interval_of, resampled
+from tunesmith.evaluation.metrics import METRICS, bootstrap, paired_difference
 from tunesmith.evaluation.own_words import diverge, write_own_words
 from tunesmith.evaluation.predictions import Floats, Predictions
 from tunesmith.evaluation.probe import VERSION, ask_items, read_general, read_items

@@ -7,14 +7,26 @@ further out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from tunesmith.records import Interval
 
+Indices = NDArray[np.integer[Any]]
+
 LEVEL = 0.95
+RESAMPLES = 1000
+
+
+def resampled(num_rows: int, seed: int, resamples: int) -> Iterator[Indices]:
+    """(rows,) indices drawn with replacement, one resample at a time: all at once would be 8 bytes x resamples
+    x rows, and count as memory of the system that is judged."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, num_rows, num_rows) for _ in range(resamples))
 
 
 def tails(num_rows: int) -> tuple[float, float]:

@@ -5,7 +5,7 @@ METRICS is the table. A metric sees rows through an index array, so a bootstrap 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,9 @@ from scipy.stats import rankdata
 from tunesmith.errors import InputError, nearest
 from tunesmith.evaluation import of_answers as answers
 from tunesmith.evaluation import of_classes as classes
-from tunesmith.evaluation.intervals import interval_of
+from tunesmith.evaluation.intervals import RESAMPLES, interval_of, resampled
 from tunesmith.evaluation.predictions import Floats, Indices, Predictions
 from tunesmith.records import Interval, Score, Task
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +157,3 @@ def paired_difference(
 
 def _are_equal(one: Any, other: Any) -> bool:
     return bool(one == other) if isinstance(one, list) else np.array_equal(one, other)
-
-
-def resampled(num_rows: int, seed: int, resamples: int) -> Iterator[Indices]:
-    """(rows,) indices drawn with replacement, one resample at a time: all at once would be 8 bytes x resamples
-    x rows, and count as memory of the system that is judged."""
-    rng = np.random.default_rng(seed)
-    return (rng.integers(0, num_rows, num_rows) for _ in range(resamples))

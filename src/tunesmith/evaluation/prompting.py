@@ -62,9 +62,6 @@ class Prompting:
     before: Sequence[Sequence[Any]] = ()
     write: Callable[[str, Sequence[Any], Titles], str] = write_question
 
-    def before_row(self, index: int) -> Sequence[Any]:
-        return self.before[index] if self.before else ()
-
     def ask_label(self, text: str, before: Sequence[Any], class_names: Sequence[str]) -> Message:
         """The question which of the classes a text has."""
         names = self.wording.replace("{names}", ", ".join(class_names))  # not format: a name may hold braces

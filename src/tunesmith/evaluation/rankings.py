@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from tunesmith.evaluation.intervals import interval_of
+from tunesmith.evaluation.intervals import RESAMPLES, interval_of, resampled
 from tunesmith.records import Interval
 
 Floats = NDArray[np.floating[Any]]
-RESAMPLES = 1000
 NUM_BINS = 10
 # By how much longer the better answer is, in characters.
 LENGTH_GAPS = (-np.inf, -100.0, -20.0, 20.0, 100.0, np.inf)
@@ -64,10 +63,7 @@ def mean_by_prompt(value_P: Floats, prompt_P: NDArray[np.integer[Any]], seed: in
     """Mean over pairs with the 95 % interval of a bootstrap over prompts (Efron & Tibshirani 1993)."""
     num = int(prompt_P.max()) + 1
     sums, counts = np.bincount(prompt_P, value_P, num), np.bincount(prompt_P, minlength=num)
-    rng = np.random.default_rng(seed)
-    drawn = [
-        sums[rows].sum() / max(1, counts[rows].sum()) for rows in (rng.integers(0, num, num) for _ in range(RESAMPLES))
-    ]
+    drawn = [sums[rows].sum() / max(1, counts[rows].sum()) for rows in resampled(num, seed, RESAMPLES)]
     return interval_of(float(value_P.mean()), drawn, num)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.assets import cache_root
 from tunesmith.evaluation.predictions import Predictions
-from tunesmith.models.load import Network, load_network, settle_precision
+from tunesmith.models.load import Network, load_network, rest
 from tunesmith.models.safety import refuse_foreign
 from tunesmith.storage import check_seal, sealed, write_json
 from tunesmith.terminal import say
@@ -60,10 +60,7 @@ class Base:
             network = load_network(self._parent["name"], tuned.task, tuned.class_names)
             refuse_foreign(network, self._parent.get("fingerprint", ""), f"the run in {tuned.source}")
             network.tokenizer = tuned.tokenizer
-            network.model.requires_grad_(False)
-            settle_precision(network, self.dtype)
-            network.model.to(tuned.model.device)
-            network.model.eval()
+            rest(network, self.dtype, tuned.model.device)
             self._loaded = network
         return self._loaded
 

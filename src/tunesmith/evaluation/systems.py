@@ -24,7 +24,7 @@ from tunesmith.evaluation.prompting import Prompting
 from tunesmith.evaluation.readings import READINGS
 from tunesmith.evaluation.tasks import predict_asked, predict_rows
 from tunesmith.methods.table import find_method
-from tunesmith.models.load import Network, count_parameters, load_network, settle_precision
+from tunesmith.models.load import Network, count_parameters, load_network, rest
 from tunesmith.records import Conversation, Examples, LabelledText, Origin, Split, System, TaggedWords, Task
 from tunesmith.runs.folder import FROZEN
 from tunesmith.runs.run import Run
@@ -166,10 +166,7 @@ class _Model:
             return self._loaded
         network = load_network(self._config.model, task, self._parts.train.class_names)
         use_prefix(network.tokenizer, self._config.source_prefix)
-        network.model.requires_grad_(False)
-        settle_precision(network, self._dtype)
-        network.model.to(self._device)
-        network.model.eval()
+        rest(network, self._dtype, self._device)
         self.num_parameters = count_parameters(network)[1]
         self._loaded = network
         return network

@@ -20,7 +20,7 @@ from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompting import WORDINGS, Prompting, fit_before
 from tunesmith.evaluation.readings import READINGS, Given, by_row
 from tunesmith.models.generate import Decoding, generate, sample, stream
-from tunesmith.models.load import Network, load_network, settle_precision
+from tunesmith.models.load import Network, load_network, rest
 from tunesmith.records import (
     JUDGED,
     Conversation,
@@ -151,10 +151,7 @@ def open_network(name: str, task: str | None = None, class_names: Sequence[str] 
         return Run.open(name).network
     network = load_network(name, task or "generation", class_names)  # type: ignore[arg-type]
     device = choose_device()
-    network.model.requires_grad_(False)
-    settle_precision(network, choose_precision("auto", device))
-    network.model.to(device)
-    network.model.eval()
+    rest(network, choose_precision("auto", device), device)
     return network
 
 

@@ -376,15 +376,19 @@ def move(network: Network, device: torch.device) -> None:
 
 
 def settle_precision(network: Network, dtype: torch.dtype, trained: torch.dtype = torch.float32) -> None:
-    """Frozen weights in `dtype`, trained ones in `trained`; matrix products then run under autocast.
-
-    Goes module by module: norms want all their own parameters in one type.
-    """
-    for module in network.model.modules():
+    """Frozen weights in `dtype`, trained ones in `trained`; matrix products then run under autocast."""
+    for module in network.model.modules():  # norms want all their own parameters in one type
         own = list(module.parameters(recurse=False))
         kind = trained if any(parameter.requires_grad for parameter in own) else dtype
         for parameter in own:
             parameter.data = parameter.data.to(kind)
+
+
+def rest(network: Network, dtype: torch.dtype, device: torch.device) -> None:
+    """For answers alone: nothing trains, nothing drops out."""
+    network.model.requires_grad_(False)
+    settle_precision(network, dtype)
+    network.model.to(device).eval()
 
 
 def count_parameters(network: Network) -> tuple[int, int]:

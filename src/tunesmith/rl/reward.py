@@ -20,7 +20,7 @@ from tunesmith.config_align import Judging
 from tunesmith.data.tokenize import tokenize
 from tunesmith.errors import InputError, nearest
 from tunesmith.evaluation.readings import READINGS
-from tunesmith.models.load import Network, load_config, load_network, resolve_model, settle_precision
+from tunesmith.models.load import Network, load_config, load_network, resolve_model, rest
 from tunesmith.records import Examples, Message, Origin, Ranking
 from tunesmith.rewarding import REPORT
 from tunesmith.runs.folder import MANIFEST
@@ -79,9 +79,7 @@ def _open(name: str, config: Judging, device: torch.device) -> Scorer:
     )
     if network.new_modules:
         raise InputError(f"'{name}' has no head that judges texts. Train one: tunesmith reward, or tunesmith tune")
-    network.model.requires_grad_(False)
-    settle_precision(network, choose_precision("auto", device))
-    network.model.to(device).eval()
+    rest(network, choose_precision("auto", device), device)
     return _judge(network, config)
 
 

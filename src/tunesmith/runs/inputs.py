@@ -24,8 +24,17 @@ from tunesmith.runtime import versions
 from tunesmith.storage import write_json
 
 # Keys that may differ between the commands that begin and that go on with one run: where it is, how it is watched.
-FREE = {"output", "overwrite", "resume", "allow_change", "extend", "save_steps", "save_minutes", "on_nonfinite"}
-FREE |= {"report_to"}
+FREE = {
+    "output",
+    "overwrite",
+    "resume",
+    "allow_change",
+    "extend",
+    "save_steps",
+    "save_minutes",
+    "on_nonfinite",
+    "report_to",
+}
 # And what changes no bit, or stands in the parts it sets.
 FREE |= {"gradient_checkpointing", "memory", "force"}
 # Keys whose content is compared, or what was chosen for them, and not the words.
