@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import http.client
 import json
@@ -17,7 +18,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +49,12 @@ def make_items(count: int, num_answers: int = 4, start: int = 0) -> list[Item]:
         )
         for number in range(start, start + count)
     ]
+
+
+def run_apart(work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` returns or raises, run in a thread of its own: Playwright's loop may be running in this one."""
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.run, work).result()
 
 
 class Clock:

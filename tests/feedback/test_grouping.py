@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sqlalchemy import event
 
-from tests.feedback.houses import fill, new_key
+from tests.feedback.houses import fill, new_key, run_apart
 from tests.feedback.test_store import add_people, as_shown, num_events, take
 from tunesmith.feedback import statements as sql
 from tunesmith.feedback.database import Database
@@ -34,9 +33,7 @@ def write_together(database: Database, works: Sequence[Callable[[], Any]]) -> li
         await first
         return await asyncio.gather(*others, return_exceptions=True)
 
-    # In a thread of its own: Playwright, of other tests in the same process, has a loop running in this one.
-    with ThreadPoolExecutor(1) as apart:
-        return apart.submit(asyncio.run, write()).result()
+    return run_apart(write())
 
 
 def rankings(store: Store, people: People, count: int) -> list[Callable[[], int]]:

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
-from tests.feedback.houses import fill
+from tests.feedback.houses import fill, run_apart
 from tests.feedback.visits import ORIGIN, SITE, TOKEN, House, Visitor, ranking_of, take
 from tunesmith.errors import InputError
 from tunesmith.feedback import serving
@@ -293,7 +293,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
         await asyncio.sleep(5)
 
     with pytest.raises(guard.RefusedError, match="too long to arrive") as refused:
-        asyncio.run(guard._read_body({"content-length": "10"}, never))
+        run_apart(guard._read_body({"content-length": "10"}, never))
     assert refused.value.status == 408
 
 
