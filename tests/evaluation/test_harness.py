@@ -1,6 +1,6 @@
 """An exported model in lm-evaluation-harness, on a task that is defined here: the same accuracy as ours, row by row.
 
-Needs `pip install lm_eval` (the [harness] extra); without it these tests are skipped.
+Needs the [harness] extra, which `make soak` installs; without it these tests are skipped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tunesmith.export import export
 from tunesmith.models.load import load_network, resolve_model
 
 pytestmark = [
+    pytest.mark.soak,
     pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed ([harness])"),
     pytest.mark.filterwarnings("default"),  # the harness's own
 ]
@@ -97,7 +98,6 @@ def test_an_exported_model_answers_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.fetch
-@pytest.mark.soak
 def test_a_pretrained_model_answers_alike(tmp_path: Path) -> None:
     folder = resolve_model("smollm2-135m-instruct")
     ours, theirs = compare_with_harness(folder, "vader-movies", 100, tmp_path / "asked")
