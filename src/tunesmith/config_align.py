@@ -40,11 +40,26 @@ class RewardConfig(TuneConfig):
     ties: Literal["drop", "half"] = Field(
         "drop", description="Answers of equal rank: no pair, as InstructGPT has it, or half a win for each."
     )
+    ranking_loss: Literal["pairs", "plackett-luce"] = Field(
+        "pairs",
+        description="Mean over the pairs of a ranking (InstructGPT), or the likelihood of its whole order "
+        "(Plackett-Luce), which of rankings that tell the best answer alone is a softmax.",
+    )
     center_rewards_coefficient: float = Field(
         0.0,
         ge=0,
         description="Weight of (reward + reward)^2 of each pair, which keeps rewards about 0; TRL advises 0.01.",
     )
+
+    @model_validator(mode="after")
+    def _loss_has_its_options(self) -> Self:
+        is_of_pairs = self.ties == "half" or self.center_rewards_coefficient or self.label_smoothing_factor
+        if self.ranking_loss == "plackett-luce" and is_of_pairs:
+            raise ValueError(
+                "ranking_loss plackett-luce has no pairs; ties half, center_rewards_coefficient and "
+                "label_smoothing_factor are for pairs"
+            )
+        return self
 
 
 class AlignConfig(TuneConfig):
