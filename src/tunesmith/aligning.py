@@ -41,12 +41,14 @@ from tunesmith.records import (
 )
 from tunesmith.rl.loop import Trial, Trials
 from tunesmith.rl.reward import open_rewards
-from tunesmith.rl.rollout import Prompt, ValueHead
+from tunesmith.rl.rollout import Prompt
+from tunesmith.rl.value import Value, open_value
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, seed_everything
+from tunesmith.train.optim import Rate
 from tunesmith.tuning import Prepared, make_plan, tune
 
-VALUE = "value_head.safetensors"
+VALUE = "value.safetensors"
 # A held-out prompt is answered at every evaluation; more than these cost more than they tell.
 MOST_HELD_OUT = 64
 
@@ -150,8 +152,9 @@ def _prepare(config: TuneConfig, method: Method, parts: Split, planned: bool) ->
     prompts, lines = _encode(parts.train, network, config), _encode(held_out, network, config)
     put_under(network, method, config, dtype, partial(move, device=device))
     rate = config.learning_rate or SHARE_OF_RATE * default_learning_rate(method, network)
-    plan = replace(make_plan(config, rate, device, dtype), rates=find_rates(network, method, config))
-    value = ValueHead(network.model.config.hidden_size).to(device) if config.algorithm == "ppo" else None
+    value = open_value(config, network, method, device, dtype)
+    rates = {**find_rates(network, method, config), **_rates_of(value, config, rate)}
+    plan = replace(make_plan(config, rate, device, dtype), rates=rates)
     trial = Trial(
         network=network,
         config=config,
@@ -235,7 +238,14 @@ def _read_ptx(config: AlignConfig, network: Network) -> TokenRows | tuple[()]:
     return tokenize(examples, network.tokenizer, network.max_positions - network.num_virtual, config.too_long)
 
 
-def _finish(value: ValueHead | None, config: AlignConfig, folder: Path) -> Mapping[str, Any]:
+def _rates_of(value: Value | None, config: AlignConfig, rate: float) -> Mapping[str, Rate]:
+    """How the value learns, by the names of its parameters, where that is not as the policy does."""
+    if value is None or config.value_learning_rate is None:
+        return {}
+    return {name: Rate(config.value_learning_rate / rate) for name, _ in value.trained()}
+
+
+def _finish(value: Value | None, config: AlignConfig, folder: Path) -> Mapping[str, Any]:
     if value is not None:
-        save_file({key: tensor.detach().cpu() for key, tensor in value.state_dict().items()}, folder / VALUE)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in value.trained()}, folder / VALUE)
     return {"algorithm": config.algorithm, "rewards": list(config.reward)}

@@ -115,6 +115,14 @@ class AlignConfig(TuneConfig):
     cliprange_value: float | None = Field(
         0.2, gt=0, description="ppo: how far a value may move at once; inf: no limit."
     )
+    value: Literal["head", "reward"] = Field(
+        "head",
+        description="ppo: what says how much an answer is worth so far: a layer on the policy's states, or a network "
+        "of its own that begins as the reward model, by the same method (InstructGPT).",
+    )
+    value_learning_rate: float | None = Field(
+        None, gt=0, description="ppo: of the value; the policy's own when not given."
+    )
     vf_coef: float = Field(0.1, ge=0, description="ppo: weight of the value's loss.")
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="ppo: discount of a later token's reward.")
     lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="ppo: lambda of generalised advantages.")

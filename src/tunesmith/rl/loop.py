@@ -30,7 +30,8 @@ from tunesmith.rl.algorithms import TEACHERS, Judged, Lesson, losses_N
 from tunesmith.rl.losses import weights_N
 from tunesmith.rl.measures import Update, measure, summarise
 from tunesmith.rl.reward import Scorer
-from tunesmith.rl.rollout import Prompt, Reference, Rollout, Said, Speaker, ValueHead, roll_out, texts_of
+from tunesmith.rl.rollout import Prompt, Reference, Rollout, Said, Speaker, roll_out, texts_of
+from tunesmith.rl.value import Value
 from tunesmith.runtime import Trimmer, autocast
 from tunesmith.signals import shielded
 from tunesmith.terminal import say
@@ -62,7 +63,7 @@ class Trial:
     reward: Scorer
     gold: Scorer | None = None
     ptx: Sequence[TokenizedExample] = ()
-    value: ValueHead | None = None
+    value: Value | None = None
 
 
 def count_steps(trial: Trial) -> tuple[int, int]:
@@ -77,15 +78,17 @@ class Trials:
 
     def __init__(self, trial: Trial) -> None:
         network, plan = trial.network, trial.plan
-        value = [] if trial.value is None else [(f"value_head.{key}", p) for key, p in trial.value.named_parameters()]
-        named = [*trainable(network), *value]
+        policy = trainable(network)
+        named = [*policy, *([] if trial.value is None else trial.value.trained())]
+        self._all = nn.ModuleList([network.model, *([] if trial.value is None else trial.value.modules())])
         self._trial, self._plan, self._config = trial, plan, trial.config
-        self._reference = Reference(named)
+        self._reference = Reference(policy)
         optimizer = optimizer_for(network, named, plan)
         for group in optimizer.param_groups:
             group["eps"] = ADAM_EPS
         self.state = State(named, optimizer, plan.device)
         self._speaker = Speaker(network, trial.config.temperature, plan.dtype, trial.value)
+        self._reference_speaker = Speaker(network, trial.config.temperature, plan.dtype)
         self._controller = Controller(trial.config.target_kl, trial.config.kl_horizon)
         self._num_steps, self._per_epoch = count_steps(trial)
         self._first: dict[str, float] = {}
@@ -149,7 +152,7 @@ class Trials:
             score_B = score_B - self._config.missing_eos_penalty * unfinished_B
         old = self._speaker.say_all(rollout, self._plan.batch_size) if first is None else first.detached()
         with self._reference.speaking():
-            ref = self._speaker.say_all(rollout, self._plan.batch_size)
+            ref = self._reference_speaker.say_all(rollout, self._plan.batch_size)
         return Judged(score_B, len(rollout.answers[0]), old, ref.logp_N, rollout.mask_BT)
 
     def _update(self, rollout: Rollout, judged: Judged, lesson: Lesson, first: Said | None) -> list[Update]:
@@ -193,7 +196,7 @@ class Trials:
             more = f"prompts {rows}. Lower --learning-rate, or raise --beta. {self._watch.mend}"
             raise NonFiniteError(self.state.step + 1, Step(update.loss, update.grad_norm), rows, more)
         self.state.optimizer.step()
-        clear_gradients(self._trial.network.model, self.state.optimizer)
+        clear_gradients(self._all, self.state.optimizer)
         return update
 
     def _remember(self) -> float:
