@@ -40,6 +40,11 @@ class RewardConfig(TuneConfig):
     ties: Literal["drop", "half"] = Field(
         "drop", description="Answers of equal rank: no pair, as InstructGPT has it, or half a win for each."
     )
+    held_out_labelers: Names = Field(
+        (),
+        description="People whose rankings are not trained, by name, or how many of them, drawn by the seed; the "
+        "report says how far the model agrees with them, too.",
+    )
     ranking_loss: Literal["pairs", "plackett-luce"] = Field(
         "pairs",
         description="Mean over the pairs of a ranking (InstructGPT), or the likelihood of its whole order "
