@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.faults.survival import digest
@@ -28,6 +29,7 @@ from tunesmith.rl.loop import Trials, _places, _tokens
 from tunesmith.rl.rollout import Reference, Speaker, roll_out
 from tunesmith.runs.run import Run
 from tunesmith.train.loop import set_learning_rate, trainable
+from tunesmith.train.progress import Progress
 
 QUICK: dict[str, Any] = {
     "precision": "fp32",
@@ -200,6 +202,57 @@ def test_a_run_by_trial_loads_elsewhere(base: Path, tmp_path: Path) -> None:
     assert {"prompt", "answer", "score", "log_ratio"} <= set(samples[0][0])
 
 
+def test_what_is_kept_is_the_running_mean(base: Path, tmp_path: Path) -> None:
+    """By the definition, over the weights that the checkpoints of the steps have, up to the best evaluation."""
+    settings = TRIAL | {"algorithm": "grpo", "reward": f"{tmp_path}/judge.py:sevens", "max_steps": 4, "eval_steps": 2}
+    settings |= {"save_steps": 1, "ema": 0.6, "num_mini_batches": 1}
+    weights: list[dict[str, torch.Tensor]] = []
+    update = Trials._update_once
+
+    def note(trials: Trials, *given: Any) -> Any:
+        policy = trainable(trials._trial.network)
+        weights.extend([] if weights else [{name: p.detach().clone() for name, p in policy}])
+        done = update(trials, *given)
+        weights.append({name: p.detach().clone() for name, p in policy})
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trials, "_update_once", note)
+        patch.setattr(Progress, "note", lambda progress, step, loss: note_second_as_best(progress, step))
+        run = run_on(prompts(), base, tmp_path / "run", settings)
+    assert run.outcome["best_step"] == 2
+    saved = load_file(run.folder / "adapter_model.safetensors")
+    for name, mean in weights[0].items():
+        for later in weights[1:3]:
+            mean = 0.6 * mean + 0.4 * later[name]
+        key = name.replace(".default", "")
+        torch.testing.assert_close(saved[key], mean, atol=1e-6, rtol=1e-5)
+        assert "lora_A" in name or not torch.allclose(mean, weights[2][name], rtol=1e-3)
+
+
+def note_second_as_best(progress: Progress, step: int) -> None:
+    progress.evaluated = step
+    if step == 2:
+        progress.outcome.best_step = step
+
+
+def test_the_running_mean_is_what_is_judged(base: Path, tmp_path: Path) -> None:
+    trials = make_trials(base, tmp_path, algorithm="grpo", ema=0.9)
+    rollout = trials._roll_out(trials._trial.prompts[:6], 4, 1)
+    judged = trials._judge(rollout, trials._trial.reward)
+    set_learning_rate(trials.state.optimizer, trials._plan, 0, 1)
+    trials._update_once(rollout, judged, TEACHERS["grpo"](judged, 0.05, trials._config), list(range(6)))
+    raw = {name: p.detach().clone() for name, p in trials.state.parameters}
+    assert trials._average is not None
+    with trials._average.speaking():
+        mean = trials._speaker.say_all(rollout, 3).logp_N
+    assert all(torch.equal(p, raw[name]) for name, p in trials.state.parameters)
+    with trials._reference.speaking():
+        start = trials._speaker.say_all(rollout, 3).logp_N
+    own = trials._speaker.say_all(rollout, 3).logp_N
+    assert 0 < (mean - start).abs().max() < (own - start).abs().max()
+
+
 def make_reward_model(tmp_path: Path, **settings: Any) -> Path:
     from tests.test_rewarding import make_base, make_rows
     from tests.test_rewarding import run_on as run_reward
@@ -221,7 +274,11 @@ def test_a_run_by_trial_goes_on_to_the_bit(algorithm: str, value: str, base: Pat
     settings = TRIAL | {
         "algorithm": algorithm,
         "reward": f"{tmp_path}/judge.py:sevens",
-        **({"reward": str(make_reward_model(tmp_path, max_steps=1)), "value": value} if value == "reward" else {}),
+        **(
+            {"reward": str(make_reward_model(tmp_path, max_steps=1)), "value": value, "ema": 0.8}
+            if value == "reward"
+            else {}
+        ),
         "max_steps": 6,
         "num_ppo_epochs": 2,
         "save_steps": 2,

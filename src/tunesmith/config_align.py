@@ -128,6 +128,11 @@ class AlignConfig(TuneConfig):
     value_learning_rate: float | None = Field(
         None, gt=0, description="ppo: of the value; the policy's own when not given."
     )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="By trial: judged and kept is a running mean of the policy's weights, which forgets by this factor "
+        "at each update (InstructGPT: 0.992, of some thousand updates); the weights themselves when not given.",
+    )
     vf_coef: float = Field(0.1, ge=0, description="ppo: weight of the value's loss.")
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="ppo: discount of a later token's reward.")
     lam: Annotated[float, Field(ge=0, le=1)] = Field(0.95, description="ppo: lambda of generalised advantages.")

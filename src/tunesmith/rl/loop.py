@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from tunesmith.records import TokenizedExample
 from tunesmith.rl.advantage import Controller
 from tunesmith.rl.alarms import find_alarms
 from tunesmith.rl.algorithms import TEACHERS, Judged, Lesson, losses_N
+from tunesmith.rl.average import Average
 from tunesmith.rl.losses import weights_N
 from tunesmith.rl.measures import Update, measure, summarise
 from tunesmith.rl.reward import Scorer
@@ -35,7 +37,7 @@ from tunesmith.rl.value import Value
 from tunesmith.runtime import Trimmer, autocast
 from tunesmith.signals import shielded
 from tunesmith.terminal import say
-from tunesmith.train.checkpoint import Start, State
+from tunesmith.train.checkpoint import Start, State, find_checkpoint, load_optimizer
 from tunesmith.train.course import Course, Watch
 from tunesmith.train.loop import optimizer_for, set_learning_rate, trainable
 from tunesmith.train.objective import judged_losses
@@ -87,6 +89,7 @@ class Trials:
         for group in optimizer.param_groups:
             group["eps"] = ADAM_EPS
         self.state = State(named, optimizer, plan.device)
+        self._average = None if trial.config.ema is None else Average(policy, optimizer, trial.config.ema)
         self._speaker = Speaker(network, trial.config.temperature, plan.dtype, trial.value)
         self._reference_speaker = Speaker(network, trial.config.temperature, plan.dtype)
         self._controller = Controller(trial.config.target_kl, trial.config.kl_horizon)
@@ -100,7 +103,13 @@ class Trials:
         self._watch = watch
         length = (self._num_steps, max(1, self._num_steps // NUM_EVALUATIONS))
         self._course = Course(self._trial.network, self._plan, watch, self.state, length, with_dropout=False)
-        return self._course.run(self._advance, start)
+        outcome = self._course.run(self._advance, start)
+        if self._average is not None:
+            best = find_checkpoint(watch.checkpoints, outcome.best_step)
+            if best is not None and outcome.best_step != self.state.step:
+                load_optimizer(best, self.state)  # the mean is among its states
+            self._average.settle()
+        return outcome
 
     @property
     def _beta(self) -> float:
@@ -235,8 +244,9 @@ class Trials:
 
     def evaluate(self) -> Mapping[str, float]:
         """One answer to each held-out prompt, drawn with the same numbers every time."""
-        rollout = self._roll_out(self._trial.held_out, 1, 0)
-        judged = self._judge(rollout, self._trial.reward)
+        with nullcontext() if self._average is None else self._average.speaking():
+            rollout = self._roll_out(self._trial.held_out, 1, 0)
+            judged = self._judge(rollout, self._trial.reward)
         kl_B = judged.kl_BT.sum(1)
         score, kl = float(judged.score_B.mean()), float(kl_B.mean())
         found = {
