@@ -196,7 +196,9 @@ def test_a_run_by_trial_loads_elsewhere(base: Path, tmp_path: Path) -> None:
     network.model.set_attn_implementation("eager")
     with torch.inference_mode():
         torch.testing.assert_close(plain(ids).logits, network.model(ids).logits, atol=1e-5, rtol=1e-5)
-    assert (run.folder / "value.safetensors").is_file()
+    assert {"value.safetensors", "report.html"} <= set(run.manifest["files"])
+    assert not {"value.safetensors", "report.html"} & set(run.model_files), "what others load is without them"
+    assert (run.folder / "report.html").read_text().count("<svg") >= 3
     assert run.manifest["algorithm"] == "ppo"
     samples = [line["samples"] for line in run.metrics() if "samples" in line]
     assert {"prompt", "answer", "score", "log_ratio"} <= set(samples[0][0])

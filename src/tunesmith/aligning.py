@@ -40,15 +40,16 @@ from tunesmith.records import (
     TaggedWords,
 )
 from tunesmith.rl.loop import Trial, Trials
+from tunesmith.rl.page import write_report
 from tunesmith.rl.reward import open_rewards
 from tunesmith.rl.rollout import Prompt
 from tunesmith.rl.value import Value, open_value
+from tunesmith.runs.folder import VALUE
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, seed_everything
 from tunesmith.train.optim import Rate
 from tunesmith.tuning import Prepared, make_plan, tune
 
-VALUE = "value.safetensors"
 # A held-out prompt is answered at every evaluation; more than these cost more than they tell.
 MOST_HELD_OUT = 64
 
@@ -248,4 +249,5 @@ def _rates_of(value: Value | None, config: AlignConfig, rate: float) -> Mapping[
 def _finish(value: Value | None, config: AlignConfig, folder: Path) -> Mapping[str, Any]:
     if value is not None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in value.trained()}, folder / VALUE)
+    write_report(folder, config)
     return {"algorithm": config.algorithm, "rewards": list(config.reward)}

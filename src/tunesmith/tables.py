@@ -261,6 +261,8 @@ def run_lines(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         lines += pretraining_lines(manifest["pretraining"]["texts"])
     if "reward" in manifest:
         lines += reward_lines(manifest["reward"])
+    if "validation_reward" in outcome["curve"][0] and "report.html" in manifest["files"]:
+        lines.append(f"curves  {folder / 'report.html'}")
     verbs = {
         "generation": f"chat {folder}",
         "text": f"tune --model {folder} --data DATA",

@@ -259,7 +259,8 @@ class Trials:
             "validation_finished": float(np.mean([answer.finished for answer in rollout.flat])),
         }
         if self._trial.gold is not None:
-            found["validation_gold"] = float(self._trial.gold(rollout.turns, texts_of(rollout)).mean())
+            gold_B = self._trial.gold(rollout.turns, texts_of(rollout))
+            found |= {"validation_gold": float(gold_B.mean()), "validation_gold_std": float(gold_B.std())}
         self._watch.log.write(step=self.state.step, samples=_samples(rollout, judged))
         return found
 
