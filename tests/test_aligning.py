@@ -518,7 +518,7 @@ def test_texts_become_prompts() -> None:
 
 def test_the_command_aligns_and_goes_on(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in prompts()))
+    data.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in prompts()))
     flags = ["--model", str(base), "--data", str(data), "--output", str(tmp_path / "run"), "--max-steps", "2"]
     flags += ["--algorithm", "rloo", "--reward", f"{tmp_path}/judge.py:sevens", "--max-new-tokens", "5"]
     assert cli.run(["align", *flags, "--precision", "fp32", "--device", "cpu"]) == 0

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tunesmith.config import TuneConfig
 from tunesmith.config_align import AlignConfig, Judging
 from tunesmith.data.ids import Ids, prompt_ids
-from tunesmith.data.parts import load_examples, split_examples
+from tunesmith.data.parts import load_examples, load_prompts, split_examples
 from tunesmith.data.signal import Proof
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
@@ -64,7 +64,8 @@ def align(config: AlignConfig, parts: Split | None = None, quiet: bool = False) 
         InputError: the data holds no preferences, or no prompts; or as `tune`.
     """
     if parts is None:
-        parts = split_examples(load_examples(config, config.data, config.task), config, quiet=False)
+        examples = load_prompts(config) if config.is_online else load_examples(config, config.data, config.task)
+        parts = split_examples(examples, config, quiet=False)
     if config.kl_to_base or config.ewc or config.replay:
         raise InputError("kl_to_base, ewc and replay are for `tune`; align holds on to its reference by --beta")
     if config.is_online:
