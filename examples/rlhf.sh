@@ -3,13 +3,14 @@
 #
 #     sh examples/rlhf.sh [FOLDER]
 #
-# Four labelers that do not exist stand in the place of people: they like answers that say "you", and rank one item in
-# ten at random. Their taste stands in taste.py, too, as the outside judge that nothing is trained by. Stages that are
-# done are not done again. docs/rlhf.md says what one sees.
+# Four labelers that do not exist stand in the place of people: they like answers with the word "the" in them, and rank
+# one item in ten at random. Their taste stands in taste.py, too, as the outside judge that nothing is trained by. Stages
+# that are done are not done again. docs/rlhf.md says what one sees.
 set -eu
 folder=${1:-rlhf}
 model=${MODEL:-smollm2-135m-instruct} # what writes
 reader=${READER:-minilm-l6}           # what becomes the reward model
+word=${WORD:-the}                     # what they like
 steps=${STEPS:-16}
 mkdir -p "$folder"
 db=$folder/feedback.db
@@ -26,9 +27,9 @@ if [ ! -e "$folder/prompts.jsonl" ]; then
     awk 'NR % 5 != int(NR / 5) % 5' "$folder/all.jsonl" >"$folder/prompts.jsonl"
     awk 'NR % 5 == int(NR / 5) % 5' "$folder/all.jsonl" >"$folder/held-out.jsonl"
 fi
-cat >"$folder/taste.py" <<'END'
+cat >"$folder/taste.py" <<END
 def taste(prompts, answers):
-    return [float("you" in answer.lower().split()) for answer in answers]
+    return [float("$word" in answer.lower().split()) for answer in answers]
 END
 
 # 1. Answers to be ranked, four to each prompt.
@@ -37,7 +38,7 @@ END
 
 # 2. Rankings. People would come by `tunesmith feedback serve`.
 if [ ! -e "$folder/rankings.jsonl" ]; then
-    tunesmith feedback simulate --database "$db" --prefer word=you --num-labelers 4 --max-items 40 --noise 0.1
+    tunesmith feedback simulate --database "$db" --prefer "word=$word" --num-labelers 4 --max-items 40 --noise 0.1
     tunesmith feedback export --database "$db" --form rankings --output "$folder/rankings.jsonl"
 fi
 
@@ -50,6 +51,6 @@ fi
     --reward "$folder/reward" --gold-reward "$folder/taste.py:taste" --max-new-tokens 20 --learning-rate 5e-4 \
     --max-steps "$steps" --eval-steps 4 --output "$folder/ppo"
 
-# 5. Both models answer prompts that neither has seen; whose answers say "you" more often?
+# 5. Both models answer prompts that neither has seen; whose answers say the word more often?
 tunesmith judge --model "$folder/ppo" --against "$model" --data "$folder/held-out.jsonl" \
     --reward "$folder/taste.py:taste" --max-new-tokens 20
