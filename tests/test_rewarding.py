@@ -179,7 +179,7 @@ def test_people_may_be_held_out(tmp_path: Path) -> None:
     places = {name: [line - 1 for lines in split[name].values() for line in lines] for name in ("train", "test")}
     assert {rows[place]["labeler"] for part in places.values() for place in part} == {"ann", "ben"}
     assert "without cat" in split["note"]
-    assert any("with 1 people" in line for line in reward_lines(report))
+    assert any("did not learn from (1)" in line for line in reward_lines(report))
 
 
 def test_whose_a_ranking_is_may_stand_in_it() -> None:

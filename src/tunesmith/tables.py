@@ -213,8 +213,8 @@ def reward_lines(report: Mapping[str, Any]) -> list[str]:
     strangers = report.get("held_out_labelers")
     if strangers and strangers["pairs"]:
         lines.append(
-            f"others  agrees {Interval(**strangers['accuracy'])} of {strangers['pairs']:,} pairs with "
-            f"{strangers['labelers']:,} people that it did not learn from"
+            f"others  agrees {Interval(**strangers['accuracy'])} of {strangers['pairs']:,} pairs ranked by "
+            f"people that it did not learn from ({strangers['labelers']:,})"
         )
     people = report.get("people_agree")
     if people and people["value"] is not None:
