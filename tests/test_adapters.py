@@ -13,8 +13,10 @@ import tunesmith
 from tests.methods.test_methods import tokenized
 from tests.test_export import make_run
 from tunesmith import cli
+from tunesmith.config import TuneConfig
 from tunesmith.data.pack import pack
 from tunesmith.errors import InputError
+from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, load_network
 from tunesmith.models.packed import packed_logits
 from tunesmith.runs.adapters import Adapters, load_adapters
@@ -141,3 +143,11 @@ def test_what_cannot_share_a_model_is_refused(runs: list[Run], folder: Path, tmp
         load_adapters([])
     with pytest.raises(InputError, match="unknown adapter 'plite': did you mean 'polite'"):
         load_adapters({"polite": first}).use("plite")
+
+
+def test_a_further_adapter_names_the_run_that_it_stands_on(runs: list[Run]) -> None:
+    """PEFT would put the base of that run there, beside which the further adapter says something else."""
+    network = load_network(str(runs[0].folder), "generation")
+    find_method("lora").apply(network, TuneConfig(model=str(runs[0].folder), data="rows"))
+    (settings,) = network.wrapper.peft_config.values()  # type: ignore[union-attr]
+    assert settings.base_model_name_or_path == str(runs[0].folder)

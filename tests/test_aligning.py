@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.faults.survival import digest
 from tests.parity.tiny import make_model, make_tokenizer
@@ -27,7 +28,8 @@ from tunesmith.rl.algorithms import TEACHERS
 from tunesmith.rl.loop import Trials, _places, _tokens
 from tunesmith.rl.rollout import Reference, Speaker, roll_out
 from tunesmith.runs.run import Run
-from tunesmith.train.loop import trainable
+from tunesmith.train.loop import set_learning_rate, trainable
+from tunesmith.train.progress import Progress
 
 QUICK: dict[str, Any] = {
     "precision": "fp32",
@@ -194,16 +196,82 @@ def test_a_run_by_trial_loads_elsewhere(base: Path, tmp_path: Path) -> None:
     network.model.set_attn_implementation("eager")
     with torch.inference_mode():
         torch.testing.assert_close(plain(ids).logits, network.model(ids).logits, atol=1e-5, rtol=1e-5)
-    assert (run.folder / "value_head.safetensors").is_file()
+    assert {"value.safetensors", "report.html"} <= set(run.manifest["files"])
+    assert not {"value.safetensors", "report.html"} & set(run.model_files), "what others load is without them"
+    assert (run.folder / "report.html").read_text().count("<svg") >= 3
     assert run.manifest["algorithm"] == "ppo"
     samples = [line["samples"] for line in run.metrics() if "samples" in line]
     assert {"prompt", "answer", "score", "log_ratio"} <= set(samples[0][0])
 
 
+def test_what_is_kept_is_the_running_mean(base: Path, tmp_path: Path) -> None:
+    """By the definition, over the weights that the checkpoints of the steps have, up to the best evaluation."""
+    settings = TRIAL | {"algorithm": "grpo", "reward": f"{tmp_path}/judge.py:sevens", "max_steps": 4, "eval_steps": 2}
+    settings |= {"save_steps": 1, "ema": 0.6, "num_mini_batches": 1}
+    weights: list[dict[str, torch.Tensor]] = []
+    update = Trials._update_once
+
+    def note(trials: Trials, *given: Any) -> Any:
+        policy = trainable(trials._trial.network)
+        weights.extend([] if weights else [{name: p.detach().clone() for name, p in policy}])
+        done = update(trials, *given)
+        weights.append({name: p.detach().clone() for name, p in policy})
+        return done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trials, "_update_once", note)
+        patch.setattr(Progress, "note", lambda progress, step, loss: note_second_as_best(progress, step))
+        run = run_on(prompts(), base, tmp_path / "run", settings)
+    assert run.outcome["best_step"] == 2
+    saved = load_file(run.folder / "adapter_model.safetensors")
+    for name in weights[0]:
+        first, second, third = (one[name] for one in weights[:3])
+        mean = 0.36 * first + 0.24 * second + 0.4 * third
+        key = name.replace(".default", "")
+        torch.testing.assert_close(saved[key], mean, atol=1e-6, rtol=1e-5)
+        assert "lora_A" in name or not torch.allclose(mean, third, rtol=1e-3)
+
+
+def note_second_as_best(progress: Progress, step: int) -> None:
+    progress.evaluated = step
+    if step == 2:
+        progress.outcome.best_step = step
+
+
+def test_the_running_mean_is_what_is_judged(base: Path, tmp_path: Path) -> None:
+    trials = make_trials(base, tmp_path, algorithm="grpo", ema=0.9)
+    rollout = trials._roll_out(trials._trial.prompts[:6], 4, 1)
+    judged = trials._judge(rollout, trials._trial.reward)
+    set_learning_rate(trials.state.optimizer, trials._plan, 0, 1)
+    trials._update_once(rollout, judged, TEACHERS["grpo"](judged, 0.05, trials._config), list(range(6)))
+    raw = {name: p.detach().clone() for name, p in trials.state.parameters}
+    assert trials._average is not None
+    with trials._average.speaking():
+        mean = trials._speaker.say_all(rollout, 3).logp_N
+    assert all(torch.equal(p, raw[name]) for name, p in trials.state.parameters)
+    with trials._reference.speaking():
+        start = trials._speaker.say_all(rollout, 3).logp_N
+    own = trials._speaker.say_all(rollout, 3).logp_N
+    assert 0 < (mean - start).abs().max() < (own - start).abs().max()
+
+
+def make_reward_model(tmp_path: Path, **settings: Any) -> Path:
+    from tests.test_rewarding import make_base, make_rows
+    from tests.test_rewarding import run_on as run_reward
+
+    return run_reward(make_rows(), make_base("llama", tmp_path / "rm"), tmp_path / "reward", **settings).folder
+
+
 @pytest.mark.parametrize(
-    "algorithm", ["ppo", "online-dpo", *(pytest.param(a, marks=pytest.mark.soak) for a in ("grpo", "rloo"))]
+    ("algorithm", "value"),
+    [
+        ("ppo", "head"),
+        ("ppo", "reward"),
+        ("online-dpo", "head"),
+        *(pytest.param(a, "head", marks=pytest.mark.soak) for a in ("grpo", "rloo")),
+    ],
 )
-def test_a_run_by_trial_goes_on_to_the_bit(algorithm: str, base: Path, tmp_path: Path) -> None:
+def test_a_run_by_trial_goes_on_to_the_bit(algorithm: str, value: str, base: Path, tmp_path: Path) -> None:
     """Adaptive cost, value, optimizer, draws and prompts: all as if nothing had been."""
     settings = TRIAL | {
         "algorithm": algorithm,
@@ -217,6 +285,8 @@ def test_a_run_by_trial_goes_on_to_the_bit(algorithm: str, base: Path, tmp_path:
         "beta": 0.1,
         "early_stopping_patience": 100,
     }
+    if value == "reward":
+        settings |= {"reward": str(make_reward_model(tmp_path, max_steps=1)), "value": value, "ema": 0.8}
     whole = run_on(prompts(), base, tmp_path / "whole", settings)
     cut = tmp_path / "cut"
     update = Trials._update_once
@@ -244,6 +314,51 @@ def make_trials(base: Path, tmp_path: Path, **more: Any) -> Trials:
     assert prepared.course is not None
     trials: Trials = prepared.course.__self__  # type: ignore[attr-defined]
     return trials
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_value_may_begin_as_the_reward_model(method: str, base: Path, tmp_path: Path) -> None:
+    """At every token what plain transformers says of the text before it, as the reward is shifted, scaled and weighed;
+    and all of it learns."""
+    folder = make_reward_model(tmp_path, max_steps=2, method="full")
+    rewards = {"reward": f"{tmp_path}/judge.py:sevens,{folder}", "reward_weights": "1,0.5"}
+    trials = make_trials(base, tmp_path, **rewards, value="reward", method=method, value_learning_rate=1e-3)
+    rollout = trials._roll_out(trials._trial.prompts[:3], 2, 1)
+    found_N = trials._speaker.say_all(rollout, 2).value_N
+    assert found_N is not None
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    report = json.loads((folder / "reward.json").read_text())
+    expected = []
+    with torch.inference_mode():
+        for prompt, answers in zip(rollout.prompts, rollout.answers, strict=True):
+            for answer in answers:
+                states = plain.model(torch.tensor([[*prompt.ids, *answer.ids]])).last_hidden_state[0]
+                logits = plain.score(states[len(prompt.ids) - 1 : -1])[:, 0].tolist()
+                expected += [0.5 * (logit + report["shift"]) / report["deviation"] for logit in logits]
+    torch.testing.assert_close(found_N, torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+    judged = trials._judge(rollout, trials._trial.reward)
+    before = {name: p.detach().clone() for name, p in trials.state.parameters if name.startswith("value.")}
+    lesson = TEACHERS["ppo"](judged, 0.05, trials._config)
+    set_learning_rate(trials.state.optimizer, trials._plan, 0, 1)
+    for _ in range(2):  # LoRA's first matrix has no gradient while its second is 0
+        trials._update_once(rollout, judged, lesson, [0, 1, 2])
+    moved = {name for name, p in trials.state.parameters if name in before and not torch.equal(p, before[name])}
+    assert any("score" in name for name in moved)
+    assert len(moved) > 0.9 * len(before)
+    changed = max((p - before[name]).abs().max().item() for name, p in trials.state.parameters if name in before)
+    assert changed < 3e-3, "at its own rate, a tenth of the policy's"
+
+
+def test_a_value_that_cannot_follow_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="0 of the rewards"):
+        make_trials(base, tmp_path, value="reward")
+    from tests.test_rewarding import make_base, make_rows
+    from tests.test_rewarding import run_on as run_reward
+
+    judge = run_reward(make_rows(), make_base("bert", tmp_path / "rm"), tmp_path / "encoder", max_steps=1)
+    with pytest.raises(InputError, match="is an encoder"):
+        make_trials(base, tmp_path, value="reward", reward=str(judge.folder))
 
 
 def gradient_by_parts(base: Path, tmp_path: Path, size: int) -> dict[str, torch.Tensor]:
@@ -288,7 +403,7 @@ def test_the_reference_is_the_network_as_it_began(base: Path, tmp_path: Path) ->
     named = trainable(network)
     reference = Reference(named)
     rollout = roll_out(network, trials._trial.prompts[:3], Decoding(6, 1.0, seed=3), torch.float32, 4)
-    speaker = Speaker(network, config.temperature, torch.float32, None)
+    speaker = Speaker(network, config.temperature, torch.float32)
     before = speaker.say_all(rollout, 3).logp_N
     with torch.no_grad():
         for _, parameter in named:
@@ -382,13 +497,10 @@ def test_what_cannot_be_is_said(settings: dict[str, Any], message: str, base: Pa
 
 
 def test_a_reward_model_and_a_classifier_judge(base: Path, tmp_path: Path) -> None:
-    from tests.test_rewarding import make_base, make_rows
-    from tests.test_rewarding import run_on as run_reward
-
-    judge = run_reward(make_rows(), make_base("llama", tmp_path / "rm"), tmp_path / "reward", max_steps=3)
+    judge = make_reward_model(tmp_path, max_steps=3)
     make_model("bert", "classification").save_pretrained(tmp_path / "bert")
     make_tokenizer().save_pretrained(tmp_path / "bert")
-    names = f"{judge.folder},{tmp_path}/bert"
+    names = f"{judge},{tmp_path}/bert"
     settings = TRIAL | {"algorithm": "ppo", "reward": names, "reward_weights": "1,0.5", "max_steps": 2}
     run = run_on(prompts(), base, tmp_path / "run", settings | {"gold_reward": f"{tmp_path}/judge.py:sevens"})
     assert "validation_gold" in run.outcome["curve"][0]
@@ -406,7 +518,7 @@ def test_texts_become_prompts() -> None:
 
 def test_the_command_aligns_and_goes_on(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in prompts()))
+    data.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in prompts()))
     flags = ["--model", str(base), "--data", str(data), "--output", str(tmp_path / "run"), "--max-steps", "2"]
     flags += ["--algorithm", "rloo", "--reward", f"{tmp_path}/judge.py:sevens", "--max-new-tokens", "5"]
     assert cli.run(["align", *flags, "--precision", "fp32", "--device", "cpu"]) == 0

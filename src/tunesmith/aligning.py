@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tunesmith.config import TuneConfig
 from tunesmith.config_align import AlignConfig, Judging
 from tunesmith.data.ids import Ids, prompt_ids
-from tunesmith.data.parts import load_examples, split_examples
+from tunesmith.data.parts import load_examples, load_prompts, split_examples
 from tunesmith.data.signal import Proof
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
@@ -40,13 +40,16 @@ from tunesmith.records import (
     TaggedWords,
 )
 from tunesmith.rl.loop import Trial, Trials
+from tunesmith.rl.page import write_report
 from tunesmith.rl.reward import open_rewards
-from tunesmith.rl.rollout import Prompt, ValueHead
+from tunesmith.rl.rollout import Prompt
+from tunesmith.rl.value import Value, open_value
+from tunesmith.runs.folder import VALUE
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, seed_everything
+from tunesmith.train.optim import Rate
 from tunesmith.tuning import Prepared, make_plan, tune
 
-VALUE = "value_head.safetensors"
 # A held-out prompt is answered at every evaluation; more than these cost more than they tell.
 MOST_HELD_OUT = 64
 
@@ -61,7 +64,8 @@ def align(config: AlignConfig, parts: Split | None = None, quiet: bool = False) 
         InputError: the data holds no preferences, or no prompts; or as `tune`.
     """
     if parts is None:
-        parts = split_examples(load_examples(config, config.data, config.task), config, quiet=False)
+        examples = load_prompts(config) if config.is_online else load_examples(config, config.data, config.task)
+        parts = split_examples(examples, config, quiet=False)
     if config.kl_to_base or config.ewc or config.replay:
         raise InputError("kl_to_base, ewc and replay are for `tune`; align holds on to its reference by --beta")
     if config.is_online:
@@ -150,8 +154,9 @@ def _prepare(config: TuneConfig, method: Method, parts: Split, planned: bool) ->
     prompts, lines = _encode(parts.train, network, config), _encode(held_out, network, config)
     put_under(network, method, config, dtype, partial(move, device=device))
     rate = config.learning_rate or SHARE_OF_RATE * default_learning_rate(method, network)
-    plan = replace(make_plan(config, rate, device, dtype), rates=find_rates(network, method, config))
-    value = ValueHead(network.model.config.hidden_size).to(device) if config.algorithm == "ppo" else None
+    value = open_value(config, network, method, device, dtype)
+    rates = {**find_rates(network, method, config), **_rates_of(value, config, rate)}
+    plan = replace(make_plan(config, rate, device, dtype), rates=rates)
     trial = Trial(
         network=network,
         config=config,
@@ -235,7 +240,15 @@ def _read_ptx(config: AlignConfig, network: Network) -> TokenRows | tuple[()]:
     return tokenize(examples, network.tokenizer, network.max_positions - network.num_virtual, config.too_long)
 
 
-def _finish(value: ValueHead | None, config: AlignConfig, folder: Path) -> Mapping[str, Any]:
+def _rates_of(value: Value | None, config: AlignConfig, rate: float) -> Mapping[str, Rate]:
+    """How the value learns, by the names of its parameters, where that is not as the policy does."""
+    if value is None or config.value_learning_rate is None:
+        return {}
+    return {name: Rate(config.value_learning_rate / rate) for name, _ in value.trained()}
+
+
+def _finish(value: Value | None, config: AlignConfig, folder: Path) -> Mapping[str, Any]:
     if value is not None:
-        save_file({key: tensor.detach().cpu() for key, tensor in value.state_dict().items()}, folder / VALUE)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in value.trained()}, folder / VALUE)
+    write_report(folder, config)
     return {"algorithm": config.algorithm, "rewards": list(config.reward)}

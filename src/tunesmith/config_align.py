@@ -40,11 +40,31 @@ class RewardConfig(TuneConfig):
     ties: Literal["drop", "half"] = Field(
         "drop", description="Answers of equal rank: no pair, as InstructGPT has it, or half a win for each."
     )
+    held_out_labelers: Names = Field(
+        (),
+        description="People whose rankings are not trained, by name, or how many of them, drawn by the seed; the "
+        "report says how far the model agrees with them, too.",
+    )
+    ranking_loss: Literal["pairs", "plackett-luce"] = Field(
+        "pairs",
+        description="Mean over the pairs of a ranking (InstructGPT), or the likelihood of its whole order "
+        "(Plackett-Luce), which of rankings that tell the best answer alone is a softmax.",
+    )
     center_rewards_coefficient: float = Field(
         0.0,
         ge=0,
         description="Weight of (reward + reward)^2 of each pair, which keeps rewards about 0; TRL advises 0.01.",
     )
+
+    @model_validator(mode="after")
+    def _loss_has_its_options(self) -> Self:
+        is_of_pairs = self.ties == "half" or self.center_rewards_coefficient or self.label_smoothing_factor
+        if self.ranking_loss == "plackett-luce" and is_of_pairs:
+            raise ValueError(
+                "ranking_loss plackett-luce has no pairs; ties half, center_rewards_coefficient and "
+                "label_smoothing_factor are for pairs"
+            )
+        return self
 
 
 class AlignConfig(TuneConfig):
@@ -99,6 +119,19 @@ class AlignConfig(TuneConfig):
     )
     cliprange_value: float | None = Field(
         0.2, gt=0, description="ppo: how far a value may move at once; inf: no limit."
+    )
+    value: Literal["head", "reward"] = Field(
+        "head",
+        description="ppo: what says how much an answer is worth so far: a layer on the policy's states, or a network "
+        "of its own that begins as the reward model, by the same method (InstructGPT).",
+    )
+    value_learning_rate: float | None = Field(
+        None, gt=0, description="ppo: of the value; the policy's own when not given."
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="By trial: judged and kept is a running mean of the policy's weights, which forgets by this factor "
+        "at each update (InstructGPT: 0.992, of some thousand updates); the weights themselves when not given.",
     )
     vf_coef: float = Field(0.1, ge=0, description="ppo: weight of the value's loss.")
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="ppo: discount of a later token's reward.")

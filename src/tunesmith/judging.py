@@ -9,7 +9,7 @@ import numpy as np
 
 from tunesmith.aligning import turns_of
 from tunesmith.config_align import JudgeConfig
-from tunesmith.data.parts import load_examples
+from tunesmith.data.parts import load_prompts
 from tunesmith.data.split import take
 from tunesmith.errors import InputError
 from tunesmith.evaluation.duels import Verdicts, duel, length_controlled, win_rate
@@ -28,7 +28,7 @@ def judge(config: JudgeConfig) -> Mapping[str, Any]:
     Raises:
         InputError: a model that does not write, or as `open_rewards`.
     """
-    examples = load_examples(config, config.data, config.task)
+    examples = load_prompts(config)
     rows = take(examples, config.max_prompts, config.seed).rows
     prompts = [turns_of(row, config) for row in rows]
     decoding = Decoding(config.max_new_tokens, config.temperature, seed=config.seed)

@@ -115,12 +115,14 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Answers to one prompt, best first. `ranks` rise from 1; equal ranks are a tie."""
+    """Answers to one prompt, best first. `ranks` rise from 1; equal ranks are a tie. `labeler` says whose opinion it
+    is, empty where that is not known."""
 
     prompt: tuple[Message, ...]
     answers: tuple[str, ...]
     ranks: tuple[int, ...]
     origin: Origin
+    labeler: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,17 @@ def reward_lines(report: Mapping[str, Any]) -> list[str]:
     for row in found["by_length_gap"]:
         gap = f"{row['above'] or '-inf'} to {row['to'] or 'inf'}"
         lines.append(f"        better answer longer by {gap} characters: {row['accuracy']:.3f} of {row['pairs']:,}")
+    strangers = report.get("held_out_labelers")
+    if strangers and strangers["pairs"]:
+        lines.append(
+            f"others  agrees {Interval(**strangers['accuracy'])} of {strangers['pairs']:,} pairs ranked by "
+            f"people that it did not learn from ({strangers['labelers']:,})"
+        )
+    people = report.get("people_agree")
+    if people and people["value"] is not None:
+        lines.append(
+            f"people  agree with each other {people['value']:.3f} over {people['num_items']:,} shared rankings"
+        )
     shares = ", ".join(f"{row['n']}: {row['beats']:.2f} ({row['best']:.2f})" for row in found.get("best_of_n", ()))
     if shares:
         lines.append(f"best    of n answers its choice beats (people's would) of the rest {shares}")
@@ -250,6 +261,8 @@ def run_lines(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         lines += pretraining_lines(manifest["pretraining"]["texts"])
     if "reward" in manifest:
         lines += reward_lines(manifest["reward"])
+    if "validation_reward" in outcome["curve"][0] and "report.html" in manifest["files"]:
+        lines.append(f"curves  {folder / 'report.html'}")
     verbs = {
         "generation": f"chat {folder}",
         "text": f"tune --model {folder} --data DATA",

@@ -7,11 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from tests.parity.tiny import make_model, make_tokenizer
+
+from tunesmith import cli
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SOURCE = EXAMPLES.parent / "src"
@@ -69,3 +73,37 @@ def test_the_pictures_of_the_ranking_page_can_be_taken(place: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path.name for path in place.glob("*.png")} == {"feedback-owner.png", "feedback-rank.png"}
+
+
+def test_the_loop_of_feedback_runs_from_prompts_to_the_judge(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script's own commands, taken down and then run one after the other here, on tiny models and fewer prompts."""
+    for name, kind, task in (("writer", "llama", "generation"), ("reader", "bert", "ranking")):
+        make_model(kind, task).save_pretrained(place / name)
+        make_tokenizer().save_pretrained(place / name)
+    shim, log, folder = place / "bin" / "tunesmith", place / "commands", place / "loop"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done >>{log}\necho >>{log}\n')
+    shim.chmod(0o755)
+    settings = {"MODEL": str(place / "writer"), "READER": str(place / "reader"), "STEPS": "1", "WORD": "w7"}
+    environment = {**os.environ, **settings, "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["sh", str(EXAMPLES / "rlhf.sh"), str(folder)], check=True, env=environment, timeout=60)
+    prompts = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in ("prompts", "held-out")}
+    assert (len(prompts["prompts"]), len(prompts["held-out"])) == (160, 40)
+    assert not set(prompts["prompts"]) & set(prompts["held-out"])
+    for name, lines in prompts.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(lines[:40]) + "\n")
+
+    commands = [part.splitlines() for part in log.read_text().removesuffix("\n\n").split("\n\n")]
+    names = [" ".join(command[: 1 + (command[0] == "feedback")]) for command in commands]
+    assert names == ["feedback sample", "feedback simulate", "feedback export", "reward", "align", "judge"]
+    said = []
+    for command in commands:
+        fewer = ["10" if before == "--max-items" else word for before, word in pairwise(["", *command])]
+        assert cli.run(fewer) == 0, capsys.readouterr().err
+        said.append(capsys.readouterr().out)
+    assert "people that it did not learn from (1)" in said[3]
+    assert f"curves  {folder / 'ppo' / 'report.html'}" in said[4]
+    assert (folder / "ppo" / "report.html").is_file()
+    assert "preferred" in said[5]

@@ -25,6 +25,28 @@ def test_rankings_have_their_golden_values() -> None:
     assert ranking([1, 0], [1, 1]) == 0.0, "tied answers are no pair"
 
 
+def test_whole_orders_have_their_golden_value() -> None:
+    whole = Penalty(ranking="plackett-luce")
+    assert ranking([2, 1, 0], [1, 2, 3], whole) == pytest.approx(0.7208676520, rel=1e-6)
+    assert ranking([0, 2, 1], [3, 1, 2], whole) == pytest.approx(0.7208676520, rel=1e-6)
+    assert ranking([1, 0], [1, 2], whole) == pytest.approx(ranking([1, 0], [1, 2]), rel=1e-6), "two are a pair"
+    assert ranking([1, 0], [1, 1], whole) == 0.0, "tied answers have no order"
+
+
+def test_a_whole_order_is_one_draw_after_the_other() -> None:
+    """With rankings of other lengths beside; and of the best alone it is a cross-entropy."""
+    rewards_A1 = torch.randn(7, 1, generator=torch.Generator().manual_seed(0))
+    ranks_SK = torch.tensor([[2, 4, 1, 3], [1, 2, 2, 0]])
+    found_S = ranking_loss_S(rewards_A1, ranks_SK, Penalty(ranking="plackett-luce"))
+    left, expected = rewards_A1[[2, 0, 3, 1], 0], 0.0
+    while len(left):
+        expected -= left.log_softmax(0)[0].item()
+        left = left[1:]
+    assert found_S[0].item() == pytest.approx(expected, rel=1e-6)
+    best_alone = F.cross_entropy(rewards_A1[4:, 0], torch.tensor(0))
+    assert found_S[1].item() == pytest.approx(best_alone.item(), rel=1e-6)
+
+
 def test_every_prompt_counts_alike() -> None:
     """A prompt with four answers has six pairs and counts as much as one with two."""
     rewards_A1 = torch.randn(6, 1, generator=torch.Generator().manual_seed(0))

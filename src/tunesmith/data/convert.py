@@ -209,7 +209,7 @@ def to_pair(row: Fields, columns: Columns, origin: Origin) -> Example:
         answers = (_answer(good, columns["chosen"]).content, _answer(bad, columns["rejected"]).content)
     if answers[0] == answers[1]:
         raise RowError("'chosen' and 'rejected' are equal, so there is nothing to prefer. Leave the row out")
-    return Ranking((*_system(row, columns), *prompt), answers, (1, 2), origin)
+    return Ranking((*_system(row, columns), *prompt), answers, (1, 2), origin, _labeler(row, columns))
 
 
 def to_ranking(row: Fields, columns: Columns, origin: Origin) -> Example:
@@ -224,7 +224,8 @@ def to_ranking(row: Fields, columns: Columns, origin: Origin) -> Example:
         raise RowError(f"'{columns.get('ranks')}' is {named}; give one whole number for each of {len(answers)} answers")
     levels = {rank: level for level, rank in enumerate(sorted(set(given)), 1)}
     ordered = sorted(zip(given, answers, strict=True), key=lambda pair: pair[0])
-    return Ranking(prompt, tuple(text for _, text in ordered), tuple(levels[rank] for rank, _ in ordered), origin)
+    texts, ranks = tuple(text for _, text in ordered), tuple(levels[rank] for rank, _ in ordered)
+    return Ranking(prompt, texts, ranks, origin, _labeler(row, columns))
 
 
 def to_judgement(row: Fields, columns: Columns, origin: Origin) -> Example:
@@ -244,6 +245,12 @@ def _list(row: Fields, columns: Columns, part: str) -> list[object]:
     if not isinstance(value, list | tuple):
         raise RowError(f"'{columns[part]}' is {_kind(value)}, expected a list")
     return list(value)
+
+
+def _labeler(row: Fields, columns: Columns) -> str:
+    """Who said it; empty where that is not told. People may be known by their number."""
+    value = row.get(columns["labeler"]) if "labeler" in columns else None
+    return "" if value in (None, "") else label_of(value, columns["labeler"])
 
 
 def _system(row: Fields, columns: Columns) -> list[Message]:

@@ -42,6 +42,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "question": ("question", "query"),
     "answers": ("answers", "responses", "completions", "answer"),
     "ranks": ("ranks",),
+    "labeler": ("labeler", "annotator"),
     "chosen": ("chosen",),
     "rejected": ("rejected",),
     "verdict": ("label", "is_good", "desirable", "kto_tag"),
@@ -97,7 +98,7 @@ def _has_truth(row: Fields, columns: Columns) -> bool:
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("chosen/rejected", "ranking", ("chosen", "rejected"), convert.to_pair, ("prompt", "system")),
+    Format("chosen/rejected", "ranking", ("chosen", "rejected"), convert.to_pair, ("prompt", "system", "labeler")),
     Format(
         "passage/question/answer (SQuAD)",
         "generation",
@@ -110,7 +111,7 @@ FORMATS: tuple[Format, ...] = (
         "ranking",
         ("prompt", "answers"),
         convert.to_ranking,
-        ("ranks", "system"),
+        ("ranks", "system", "labeler"),
         _has_lists("answers"),
     ),
     Format(

@@ -37,8 +37,17 @@ def load_examples(config: SourceConfig, data: str, task: Task | None) -> Example
     Raises:
         InputError: nothing found under that name, or rows that cannot be used.
     """
-    rejects = Path(f"{Path(data).stem}.rejects.jsonl") if config.bad_rows == "skip" else None
-    return sources.load(data, task, config.columns, config.encoding, rejects)
+    return sources.load(data, task, config.columns, config.encoding, _rejects(config, data))
+
+
+def load_prompts(config: SourceConfig) -> Examples:
+    """The same of data that need hold nothing but prompts."""
+    rejects = _rejects(config, config.data)
+    return sources.load_prompts(config.data, config.task, config.columns, config.encoding, rejects)
+
+
+def _rejects(config: SourceConfig, data: str) -> Path | None:
+    return Path(f"{Path(data).stem}.rejects.jsonl") if config.bad_rows == "skip" else None
 
 
 def load_keep_data(config: TrainingConfig, task: Task, class_names: Sequence[str]) -> Examples:

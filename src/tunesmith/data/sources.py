@@ -20,6 +20,8 @@ from tunesmith.terminal import count_aloud
 
 READABLE = f"{', '.join(READERS)}, each also with {', '.join(COMPRESSED)}"
 NAMES_SHOWN = 20
+# In which prompts stand alone.
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "text", "messages")
 
 
 def load(
@@ -46,6 +48,30 @@ def load(
     if not note:
         return examples
     return replace(examples, recognised=f"{examples.recognised}; {note}")
+
+
+def load_prompts(
+    data: Any,
+    task: Task | None = None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    rejects: Path | None = None,
+) -> Examples:
+    """Rows as `load` has them, of data that need hold nothing but prompts: rows in a usual column for these, which fit
+    no format, are texts."""
+    try:
+        return load(data, task, columns, encoding, rejects)
+    except InputError as problem:
+        column = None if task or columns else _prompt_column(data, encoding)
+        if column is None:
+            raise problem
+    return load(data, "text", {"text": column}, encoding, rejects)
+
+
+def _prompt_column(data: Any, encoding: str | None) -> str | None:
+    paths = find_files(str(data)) if isinstance(data, str | Path) else []
+    first = next(iter(iterate(paths[0], Problems(), encoding)), None) if paths else None
+    return None if first is None else next((name for name in PROMPT_COLUMNS if name in first.fields), None)
 
 
 def _find_rows(data: Any, task: Task | None, problems: Problems, encoding: str | None) -> Iterator[RawRow]:

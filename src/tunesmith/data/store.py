@@ -215,7 +215,8 @@ def _content(row: Example) -> object:
         turns = _turns(row.messages)
         return {"messages": turns, "tools": row.tools} if row.tools else turns
     if isinstance(row, Ranking):
-        return {"prompt": _turns(row.prompt), "answers": row.answers, "ranks": row.ranks}
+        ranking = {"prompt": _turns(row.prompt), "answers": row.answers, "ranks": row.ranks}
+        return ranking | ({"labeler": row.labeler} if row.labeler else {})
     if isinstance(row, Judgement):
         return {"prompt": _turns(row.prompt), "answer": row.answer, "is_good": row.is_good}
     if isinstance(row, TaggedWords):
@@ -246,7 +247,8 @@ def _decode_object(content: Any, origin: Origin) -> Example:
     if "messages" in content:
         return Conversation(_messages(content["messages"]), origin, content["tools"])
     if "answers" in content:
-        return Ranking(_messages(content["prompt"]), tuple(content["answers"]), tuple(content["ranks"]), origin)
+        answers, ranks = tuple(content["answers"]), tuple(content["ranks"])
+        return Ranking(_messages(content["prompt"]), answers, ranks, origin, content.get("labeler", ""))
     if "answer" in content:
         return Judgement(_messages(content["prompt"]), content["answer"], content["is_good"], origin)
     if "words" in content:

@@ -185,25 +185,39 @@ def _axis_x(across: Across, values: Sequence[float]) -> tuple[Scale, list[float]
 
 def plot_curves(systems: Sequence[System]) -> str:
     """Validation loss over epochs, each line named at its end."""
-    lines = [(system, _curve_points(system)) for system in systems]
-    shown = [(system, line) for system, line in lines if len(line) > 1]
+    lines = [Line(system["name"], _curve_points(system), colour(system)) for system in systems]
+    return plot_lines(lines, "validation loss while training", "epochs")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve through points (across, up), its name at its end; `marked` points have a dot each."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    kind: str
+    marked: bool = False
+
+
+def plot_lines(lines: Sequence[Line], title: str, across: str) -> str:
+    """Curves over one axis; nothing where no curve has two points."""
+    shown = sorted((line for line in lines if len(line.points) > 1), key=lambda line: line.points[-1][1], reverse=True)
     if not shown:
         return ""
-    points = [line for _, line in shown]
-    losses = [loss for line in points for _, loss in line]
-    last = max(epoch for line in points for epoch, _ in line)
-    low, high = min(losses), max(losses)
+    places, values = zip(*(point for line in shown for point in line.points), strict=True)
+    last, low, high = max(places), min(values), max(values)
     x, y = linear(0, last, 60, WIDTH - 130), linear(low, high, 250, 16)
-    canvas = Canvas(300, "validation loss while training")
+    canvas = Canvas(300, title)
     _axis_y(canvas, y, ticks(low, high), 60, WIDTH - 130)
     for value in ticks(0, last):
         canvas.text(x(value), 276, f"{value:g}", "axis", "middle")
-    canvas.text((60 + WIDTH - 130) / 2, 296, "epochs", "axis", "middle")
-    shown.sort(key=lambda item: item[1][-1][1], reverse=True)
-    levels = _spread([y(line[-1][1]) + 4 for _, line in shown])
-    for (system, line), level in zip(shown, levels, strict=True):
-        canvas.path([(x(epoch), y(loss)) for epoch, loss in line], f"curve {colour(system)}")
-        canvas.text(x(line[-1][0]) + 8, level, system["name"], "label")
+    canvas.text((60 + WIDTH - 130) / 2, 296, across, "axis", "middle")
+    levels = _spread([y(line.points[-1][1]) + 4 for line in shown])
+    for line, level in zip(shown, levels, strict=True):
+        canvas.path([(x(place), y(value)) for place, value in line.points], f"curve {line.kind}")
+        for place, value in line.points if line.marked else ():
+            canvas.dot(x(place), y(value), line.kind, f"{line.name}: {value:.3f} at {place:.3g}")
+        canvas.text(x(line.points[-1][0]) + 8, level, line.name, "label")
     return canvas.svg()
 
 

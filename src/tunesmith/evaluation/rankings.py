@@ -6,7 +6,7 @@ pairs: pairs of one prompt hang together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import comb
@@ -41,11 +41,17 @@ class Pairs:
 
 
 def pairs_of(
-    rewards: Sequence[Sequence[float]], ranks: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]]
+    rewards: Sequence[Sequence[float]],
+    ranks: Sequence[Sequence[int]],
+    lengths: Sequence[Sequence[int]],
+    prompts: Sequence[Hashable] | None = None,
 ) -> Pairs:
-    """All pairs, of each prompt its own."""
+    """All pairs, of each ranking its own; rankings are of a prompt each, or of those in `prompts`."""
     found = []
-    for prompt, (reward, rank, length) in enumerate(zip(rewards, ranks, lengths, strict=True)):
+    places: dict[Hashable, int] = {}
+    named = range(len(ranks)) if prompts is None else prompts
+    for name, reward, rank, length in zip(named, rewards, ranks, lengths, strict=True):
+        prompt = places.setdefault(name, len(places))
         for a, b in combinations(range(len(rank)), 2):
             if rank[a] != rank[b]:
                 better, worse = (a, b) if rank[a] < rank[b] else (b, a)

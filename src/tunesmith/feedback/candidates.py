@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # not at run time: import of answers needs no torch
     from tunesmith.models.generate import Decoding
     from tunesmith.models.load import Network
 
-PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", "text", "messages")
 ROUNDS = 3  # in which answers are drawn again that came out empty or equal to another
 REFERENCE = "reference"
 
@@ -32,7 +31,7 @@ def read_prompts(config: SampleConfig) -> list[tuple[tuple[Message, ...], list[s
     Raises:
         InputError: data that cannot be read, or that has no prompts.
     """
-    examples = _load(config)
+    examples = sources.load_prompts(config.data, config.task, config.columns, config.encoding).rows
     found: dict[tuple[Message, ...], tuple[list[str], str]] = {}
     for row in examples:
         asked, answers = _prompt_of(row)
@@ -44,24 +43,6 @@ def read_prompts(config: SampleConfig) -> list[tuple[tuple[Message, ...], list[s
         chosen = sorted(random.Random(config.seed).sample(range(len(prompts)), config.max_prompts))
         prompts = [prompts[at] for at in chosen]
     return prompts
-
-
-def _load(config: SampleConfig) -> Sequence[Example]:
-    """Rows of any format; a file with nothing but prompts is one too."""
-    try:
-        return sources.load(config.data, config.task, config.columns, config.encoding).rows
-    except InputError as problem:
-        column = None if config.task or config.columns else _prompt_column(config)
-        if column is None:
-            raise problem
-    return sources.load(config.data, "text", {"text": column}, config.encoding).rows
-
-
-def _prompt_column(config: SampleConfig) -> str | None:
-    """The column of a file in which prompts stand alone, where it fits no format."""
-    paths = sources.find_files(config.data)
-    first = next(iter(sources.iterate(paths[0], Problems(), config.encoding)), None) if paths else None
-    return None if first is None else next((name for name in PROMPT_COLUMNS if name in first.fields), None)
 
 
 def _prompt_of(row: Example) -> tuple[tuple[Message, ...], Sequence[str]]:

@@ -263,6 +263,7 @@ def _merge(network: Network, folder: Path) -> None:
     """An adapter given as a model: its base with the adapter's changes merged into the weights."""
     with quietly():
         network.model = network.wrapper = merge(network.model, folder)
+    network.model.name_or_path = str(folder)  # what PEFT writes down as the base of a further adapter
     saved = read_json(folder / ADAPTER_CONFIG).get("modules_to_save") or ()
     network.new_modules = tuple(name for name in network.new_modules if not set(name.split(".")) & set(saved))
     refuse_broken(network.model.named_parameters(), network.source)

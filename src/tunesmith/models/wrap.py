@@ -142,6 +142,7 @@ def unwrap_merged(wrapped: PeftModel) -> PreTrainedModel:
             model.set_submodule(name, module.get_base_layer())
         elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    vars(model).pop("peft_config", None)  # it would be asked whether a further adapter is meant to stand beside
     return model
 
 

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +28,16 @@ from tunesmith.records import TokenizedExample
 from tunesmith.rl.advantage import Controller
 from tunesmith.rl.alarms import find_alarms
 from tunesmith.rl.algorithms import TEACHERS, Judged, Lesson, losses_N
+from tunesmith.rl.average import Average
 from tunesmith.rl.losses import weights_N
 from tunesmith.rl.measures import Update, measure, summarise
 from tunesmith.rl.reward import Scorer
-from tunesmith.rl.rollout import Prompt, Reference, Rollout, Said, Speaker, ValueHead, roll_out, texts_of
+from tunesmith.rl.rollout import Prompt, Reference, Rollout, Said, Speaker, roll_out, texts_of
+from tunesmith.rl.value import Value
 from tunesmith.runtime import Trimmer, autocast
 from tunesmith.signals import shielded
 from tunesmith.terminal import say
-from tunesmith.train.checkpoint import Start, State
+from tunesmith.train.checkpoint import Start, State, find_checkpoint, load_optimizer
 from tunesmith.train.course import Course, Watch
 from tunesmith.train.loop import optimizer_for, set_learning_rate, trainable
 from tunesmith.train.objective import judged_losses
@@ -62,7 +65,7 @@ class Trial:
     reward: Scorer
     gold: Scorer | None = None
     ptx: Sequence[TokenizedExample] = ()
-    value: ValueHead | None = None
+    value: Value | None = None
 
 
 def count_steps(trial: Trial) -> tuple[int, int]:
@@ -77,15 +80,18 @@ class Trials:
 
     def __init__(self, trial: Trial) -> None:
         network, plan = trial.network, trial.plan
-        value = [] if trial.value is None else [(f"value_head.{key}", p) for key, p in trial.value.named_parameters()]
-        named = [*trainable(network), *value]
+        policy = trainable(network)
+        named = [*policy, *([] if trial.value is None else trial.value.trained())]
+        self._all = nn.ModuleList([network.model, *([] if trial.value is None else trial.value.modules())])
         self._trial, self._plan, self._config = trial, plan, trial.config
-        self._reference = Reference(named)
+        self._reference = Reference(policy)
         optimizer = optimizer_for(network, named, plan)
         for group in optimizer.param_groups:
             group["eps"] = ADAM_EPS
         self.state = State(named, optimizer, plan.device)
+        self._average = None if trial.config.ema is None else Average(policy, optimizer, trial.config.ema)
         self._speaker = Speaker(network, trial.config.temperature, plan.dtype, trial.value)
+        self._reference_speaker = Speaker(network, trial.config.temperature, plan.dtype)
         self._controller = Controller(trial.config.target_kl, trial.config.kl_horizon)
         self._num_steps, self._per_epoch = count_steps(trial)
         self._first: dict[str, float] = {}
@@ -97,7 +103,13 @@ class Trials:
         self._watch = watch
         length = (self._num_steps, max(1, self._num_steps // NUM_EVALUATIONS))
         self._course = Course(self._trial.network, self._plan, watch, self.state, length, with_dropout=False)
-        return self._course.run(self._advance, start)
+        outcome = self._course.run(self._advance, start)
+        if self._average is not None:
+            best = find_checkpoint(watch.checkpoints, outcome.best_step)
+            if best is not None and outcome.best_step != self.state.step:
+                load_optimizer(best, self.state)  # the mean is among its states
+            self._average.settle()
+        return outcome
 
     @property
     def _beta(self) -> float:
@@ -149,7 +161,7 @@ class Trials:
             score_B = score_B - self._config.missing_eos_penalty * unfinished_B
         old = self._speaker.say_all(rollout, self._plan.batch_size) if first is None else first.detached()
         with self._reference.speaking():
-            ref = self._speaker.say_all(rollout, self._plan.batch_size)
+            ref = self._reference_speaker.say_all(rollout, self._plan.batch_size)
         return Judged(score_B, len(rollout.answers[0]), old, ref.logp_N, rollout.mask_BT)
 
     def _update(self, rollout: Rollout, judged: Judged, lesson: Lesson, first: Said | None) -> list[Update]:
@@ -193,7 +205,7 @@ class Trials:
             more = f"prompts {rows}. Lower --learning-rate, or raise --beta. {self._watch.mend}"
             raise NonFiniteError(self.state.step + 1, Step(update.loss, update.grad_norm), rows, more)
         self.state.optimizer.step()
-        clear_gradients(self._trial.network.model, self.state.optimizer)
+        clear_gradients(self._all, self.state.optimizer)
         return update
 
     def _remember(self) -> float:
@@ -232,8 +244,9 @@ class Trials:
 
     def evaluate(self) -> Mapping[str, float]:
         """One answer to each held-out prompt, drawn with the same numbers every time."""
-        rollout = self._roll_out(self._trial.held_out, 1, 0)
-        judged = self._judge(rollout, self._trial.reward)
+        with nullcontext() if self._average is None else self._average.speaking():
+            rollout = self._roll_out(self._trial.held_out, 1, 0)
+            judged = self._judge(rollout, self._trial.reward)
         kl_B = judged.kl_BT.sum(1)
         score, kl = float(judged.score_B.mean()), float(kl_B.mean())
         found = {
@@ -246,7 +259,8 @@ class Trials:
             "validation_finished": float(np.mean([answer.finished for answer in rollout.flat])),
         }
         if self._trial.gold is not None:
-            found["validation_gold"] = float(self._trial.gold(rollout.turns, texts_of(rollout)).mean())
+            gold_B = self._trial.gold(rollout.turns, texts_of(rollout))
+            found |= {"validation_gold": float(gold_B.mean()), "validation_gold_std": float(gold_B.std())}
         self._watch.log.write(step=self.state.step, samples=_samples(rollout, judged))
         return found
 

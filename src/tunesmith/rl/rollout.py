@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from tunesmith.data.pack import pack
 from tunesmith.errors import InputError
@@ -21,6 +20,7 @@ from tunesmith.models.heads import find_language_head
 from tunesmith.models.load import Network
 from tunesmith.models.packed import packed_hidden
 from tunesmith.records import Message, PackedBatch, TokenizedExample
+from tunesmith.rl.value import Value
 from tunesmith.runtime import autocast
 from tunesmith.train.checkpoint import Named
 from tunesmith.train.objective import losses_from_hidden_N
@@ -89,20 +89,6 @@ def roll_out(
     return Rollout(prompts, sample(network, [prompt.ids for prompt in prompts], decoding, dtype, num_answers))
 
 
-class ValueHead(nn.Linear):
-    """What is still to come, from the last hidden states. It begins at 0 everywhere (Ziegler et al. 2019)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1)
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def values_N(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            values: torch.Tensor = self(hidden_ND.float())[:, 0]
-        return values
-
-
 @dataclass(frozen=True, slots=True)
 class Said:
     """Of the tokens of a rollout: log-probability, value (None without a head) and, where asked for, the entropy of
@@ -125,7 +111,7 @@ class Said:
 class Speaker:
     """A network that says how likely answers are, at one temperature for draws, reference and update alike."""
 
-    def __init__(self, network: Network, temperature: float, dtype: torch.dtype, value: ValueHead | None) -> None:
+    def __init__(self, network: Network, temperature: float, dtype: torch.dtype, value: Value | None = None) -> None:
         """
         Raises:
             InputError: the model's logits are no plain product, or capped and at a temperature other than 1.
@@ -144,7 +130,7 @@ class Speaker:
             hidden_ND = packed_hidden(self._network, batch)[batch.predict_from]
             # (h / T) W = (h W) / T
             logp_N = -losses_from_hidden_N(self._network, hidden_ND / self._temperature, batch.answers.tokens)
-        value_N = None if self._value is None else self._value.values_N(hidden_ND)
+        value_N = None if self._value is None else self._value.values_N(batch, hidden_ND)
         entropy_N = self._entropy_N(hidden_ND.detach() / self._temperature) if with_entropy else None
         return Said(logp_N, value_N, entropy_N)
 

@@ -32,7 +32,9 @@ METRICS = "metrics.jsonl"
 SPLIT = "split.json"
 CHECKPOINTS = "checkpoints"
 FROZEN = "frozen-states"
-RECORDS = (MANIFEST, CONFIG, INPUTS, METRICS, SPLIT)
+# Of learning by trial: its curves, and what said how much an answer is worth.
+PAGE, VALUE = "report.html", "value.safetensors"
+RECORDS = (MANIFEST, CONFIG, INPUTS, METRICS, SPLIT, PAGE, VALUE)
 LOCK, OWNER = ".lock", ".owner.json"
 
 Content = Literal["nothing", "files", "interrupted run", "finished run"]

@@ -7,10 +7,14 @@ prompt, A answers of all rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
+
+Ranking = Literal["pairs", "plackett-luce"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,14 @@ class Penalty:
     tied             weight of two answers of equal rank, each of which is preferred by half; 0 leaves them out
     centre           c: adds c (r_i + r_j)^2 for each pair of rewards, which keeps them about 0 (Eisenstein et al. 2023,
                      arXiv 2312.09244, section 3)
+    ranking          of rankings: by pairs, or as a whole
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     tied: float = 0.0
     centre: float = 0.0
+    ranking: Ranking = "pairs"
 
 
 PLAIN = Penalty()
@@ -51,17 +57,23 @@ def binary_cross_entropy_N(logits_NC: torch.Tensor, targets_NC: torch.Tensor, pe
 
 
 def ranking_loss_S(rewards_A1: torch.Tensor, ranks_SK: torch.Tensor, penalty: Penalty = PLAIN) -> torch.Tensor:
-    """Mean over the pairs of a prompt's answers of -log sigmoid(r_better - r_worse), in float32. Returns (S,).
-
-    So a prompt with nine answers, 36 pairs, counts as one with four does (Ouyang et al. 2022, arXiv 2203.02155,
-    equation 1).
+    """The loss of each prompt's ranking, by the rule that the penalty names, in float32. Returns (S,).
 
     Args:
         rewards_A1: of all answers, those to the first prompt first.
         ranks_SK: rising from 1, equal ones are ties, 0 where there is no answer.
     """
+    rewards_SK = torch.zeros_like(ranks_SK, dtype=torch.float32).masked_scatter(ranks_SK > 0, rewards_A1.float())
+    return RANKINGS[penalty.ranking](rewards_SK, ranks_SK, penalty)
+
+
+def pairs_S(rewards_SK: torch.Tensor, ranks_SK: torch.Tensor, penalty: Penalty) -> torch.Tensor:
+    """Mean over the pairs of a prompt's answers of -log sigmoid(r_better - r_worse).
+
+    So a prompt with nine answers, 36 pairs, counts as one with four does (Ouyang et al. 2022, arXiv 2203.02155,
+    equation 1).
+    """
     is_there_SK = ranks_SK > 0
-    rewards_SK = torch.zeros_like(ranks_SK, dtype=torch.float32).masked_scatter(is_there_SK, rewards_A1.float())
     gap_SKK = rewards_SK[:, :, None] - rewards_SK[:, None, :]
     both_SKK = is_there_SK[:, :, None] & is_there_SK[:, None, :]
     wins_SKK = (both_SKK & (ranks_SK[:, :, None] < ranks_SK[:, None, :])).float()
@@ -75,6 +87,26 @@ def ranking_loss_S(rewards_A1: torch.Tensor, ranks_SK: torch.Tensor, penalty: Pe
         losses_SKK = losses_SKK + penalty.centre * (rewards_SK[:, :, None] + rewards_SK[:, None, :]).square()
     num_pairs_S = weights_SKK.sum((1, 2))
     return (weights_SKK * losses_SKK).sum((1, 2)) / num_pairs_S.clamp(min=1e-9)
+
+
+def plackett_luce_S(rewards_SK: torch.Tensor, ranks_SK: torch.Tensor, penalty: Penalty) -> torch.Tensor:
+    """-log of the probability of the order: the best answer is drawn from all with the odds exp(r), then the next one
+    from those that are left, and so on (Luce 1959; Plackett 1975; the ListMLE of Xia et al. 2008).
+
+    Each answer is drawn from itself and those below it, so tied answers are never set against each other. Where only
+    the best is told and all others are tied this is the softmax of Ziegler et al. 2019 (arXiv 1909.08593, equation 1).
+    """
+    below_SKK = (ranks_SK[:, None, :] > ranks_SK[:, :, None]) | torch.eye(
+        ranks_SK.shape[1], device=ranks_SK.device
+    ).bool()
+    among_SK = rewards_SK[:, None, :].expand_as(below_SKK).masked_fill(~below_SKK, -torch.inf).logsumexp(-1)
+    return ((among_SK - rewards_SK) * (ranks_SK > 0)).sum(1)
+
+
+RANKINGS: Mapping[Ranking, Callable[[torch.Tensor, torch.Tensor, Penalty], torch.Tensor]] = {
+    "pairs": pairs_S,
+    "plackett-luce": plackett_luce_S,
+}
 
 
 def likeliest_divergence_N(logits_NV: torch.Tensor, ids_NK: torch.Tensor, logprobs_NK: torch.Tensor) -> torch.Tensor:

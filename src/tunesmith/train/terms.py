@@ -29,7 +29,8 @@ def terms_of(config: TrainingConfig) -> Penalty | Preference:
         )
     if isinstance(config, RewardConfig):
         tied = 1.0 if config.ties == "half" else 0.0
-        return Penalty(config.label_smoothing_factor, config.z_loss, tied, config.center_rewards_coefficient)
+        centre = config.center_rewards_coefficient
+        return Penalty(config.label_smoothing_factor, config.z_loss, tied, centre, config.ranking_loss)
     return Penalty(config.label_smoothing_factor, config.z_loss)
 
 
