@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.config import ExportConfig
+from tunesmith.config_export import ExportConfig
 from tunesmith.data.pack import pack
 from tunesmith.data.sides import find_sides
 from tunesmith.errors import InputError
