@@ -164,6 +164,12 @@ class SourceConfig(Config):
     source_prefix: str = Field(
         "", description="Encoder-decoders: text before each source, as T5's 'summarize: '; saved with the run."
     )
+    doc_stride: int = Field(
+        128, ge=0, description="extractive-qa: tokens that neighbouring windows of a passage share; saved with the run."
+    )
+    max_answer_length: int = Field(
+        30, gt=0, description="extractive-qa: longest answer that is found, in tokens; saved with the run."
+    )
     eval_data: str | None = Field(None, description="A separate test file; else a part of the data is held out.")
     max_length: int | None = Field(
         None,
