@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -37,7 +38,7 @@ from transformers.models.auto.modeling_auto import (
 
 from tunesmith.errors import InputError
 from tunesmith.models.masked import MASKED_HEADS
-from tunesmith.models.seq2seq import family_of
+from tunesmith.models.seq2seq import family_of, refuse_unknown
 from tunesmith.records import PackedBatch, Task
 
 Pooling = Literal["first", "last", "mean", "judged"]
@@ -236,6 +237,18 @@ def choose_class(config: PreTrainedConfig, task: Task) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
+def rename_weights(config: PreTrainedConfig, task: Task) -> dict[str, str]:
+    """Names of weights in files -> their names in the class for the task, as transformers' `key_mapping` takes them.
+
+    Of most decoders its classes for question answering call the body otherwise than those that write, whose files there
+    are."""
+    asking, writing = AutoModelForQuestionAnswering._model_mapping, AutoModelForCausalLM._model_mapping
+    if task != "extractive-qa" or type(config) not in writing:
+        return {}
+    own, theirs = (mapping[type(config)].base_model_prefix for mapping in (asking, writing))
+    return {} if own == theirs else {rf"^{theirs}\.": f"{own}."}
+
+
 @torch.no_grad()
 def draw_reward_head(model: PreTrainedModel) -> None:
     """Weights from N(0, 1 / (D + 1)), that is a standard deviation of 1 / sqrt(D + 1), and no bias: the first rewards
@@ -258,7 +271,29 @@ def start_at_frequencies(model: PreTrainedModel, new_modules: Sequence[str], sha
             module.bias.data.copy_(logits_C)
 
 
-def refuse_headless(config: PreTrainedConfig, task: Task, name: str) -> None:
+def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
+    """Raises an InputError when a model of this kind cannot do the task."""
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        if task not in ("generation", "text"):
+            raise InputError(
+                f"'{name}' is an encoder-decoder ({kind}): it writes texts, and the data is for {task}. Take an "
+                "encoder such as minilm-l6, or give the classes as texts to write (source/target)"
+            )
+        return refuse_unknown(config, name)
+    if task == "text" and is_encoder(config) and kind in MASKED_HEADS:
+        return
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config)
+    if task not in TASK_HEADS and not causal:
+        raise InputError(
+            f"'{name}' is an encoder ({kind}): it cannot write text. Take a decoder such as "
+            f"smollm2-135m-instruct, or give the data a task it can do ({', '.join(TASK_HEADS)})"
+        )
+    if task in TASK_HEADS:
+        _refuse_headless(config, task, name)
+
+
+def _refuse_headless(config: PreTrainedConfig, task: Task, name: str) -> None:
     """Raises an InputError when transformers has no class of this architecture for the task."""
     if config.model_type not in TASK_HEADS[task].architectures:
         raise InputError(
