@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,26 +38,27 @@ def question_of(rows: Sequence[Row]) -> list[Row]:
 
 
 def who_does_what(rows: Sequence[Row]) -> list[Row]:
-    """Passages of four sentences, each with a tactic and an actor of its own. A question asks for a tactic, the answer is
-    the actor's name where it stands in that sentence; one question in five asks for a tactic that none of them has."""
+    """Passages of four sentences, each about an actor of its own. A question has the three longest words of a sentence,
+    the answer is its actor's name where it stands there; one question in five is of a sentence that is not there."""
     draw = random.Random(0)
-    known = [row for row in rows if len(row["labels"]) == 1 and row["actor"] in row["text"]]
-    tactics = sorted({row["labels"][0] for row in known})
+    known = [row for row in rows if row["actor"] in row["text"]]
     made = []
-    for number in range(600):
-        chosen: dict[str, Row] = {}
-        while len(chosen) < 4:
+    for number in range(1200):
+        chosen: list[Row] = []
+        while len(chosen) < 5:
             row = draw.choice(known)
-            if all(row["actor"] not in other["text"] for other in chosen.values()):
-                chosen[row["labels"][0]] = row
-        context = " ".join(row["text"] for row in chosen.values())
-        asked = draw.sample(list(chosen), 2) + draw.sample([one for one in tactics if one not in chosen], number % 2)
-        for tactic in asked:
-            place = context.index(chosen[tactic]["text"]) if tactic in chosen else 0
-            actors = [chosen[tactic]["actor"]] if tactic in chosen else []
-            answers = {"text": actors, "answer_start": [context.index(actor, place) for actor in actors]}
-            question = f"Who or what serves {tactic.replace('-', ' ')}?"
-            made.append({"context": context, "question": question, "answers": answers})
+            if all(row["actor"] not in other["text"] and other["actor"] not in row["text"] for other in chosen):
+                chosen.append(row)
+        context = " ".join(row["text"] for row in chosen[:4])
+        for row in draw.sample(chosen[:4], 2) + chosen[4:] * (number % 2):
+            words = sorted(set(re.findall(r"\w+", row["text"].replace(row["actor"], " "))), key=len)[-3:]
+            place = context.find(row["text"])
+            answers = [] if place < 0 else [row["actor"]]
+            starts = [context.index(actor, place) for actor in answers]
+            question = f"Who or what: {', '.join(words)}?"
+            made.append(
+                {"context": context, "question": question, "answers": {"text": answers, "answer_start": starts}}
+            )
     return made
 
 
@@ -69,7 +71,7 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
     "spans": (
         ENCODER
         | {"data": "attack-procedures", "task": "extractive-qa", "methods": ["full", "lora"], "lora_r": 16}
-        | {"max_train_samples": 800, "max_validation_samples": 100, "max_test_samples": 300},
+        | {"max_train_samples": 1500, "max_validation_samples": 100, "max_test_samples": 300},
         "multi-label",
         who_does_what,
     ),
