@@ -39,7 +39,7 @@ def first(examples: Examples) -> SpanQuestion:
     [
         ({"text": ["blue"], "answer_start": [41]}, ("blue",), (41,)),
         ({"text": ["blue", "blue", "is blue"], "answer_start": [41, 41, 38]}, ("blue", "is blue"), (41, 38)),
-        ({"text": ["shed", "shed"], "answer_start": [4, 29]}, ("shed", "shed"), (4, 29)),
+        ({"text": ["shed", "shed"], "answer_start": [4, 33]}, ("shed", "shed"), (4, 33)),
         ({"text": ["blue"], "answer_start": [None]}, ("blue",), (41,)),
         ({"text": ["blue"]}, ("blue",), (41,)),
         (["blue"], ("blue",), (41,)),

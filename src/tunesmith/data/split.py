@@ -81,12 +81,11 @@ def split_given(
     """
     if test.task != train.task:
         raise InputError(f"the data is for {train.task}, the test data for {test.task}")
-    for row in test.rows if train.class_names else ():
+    for row in test.rows if train.class_names or train.task == "extractive-qa" else ():
         unknown = next((name for name in classes_of(row) if name not in train.class_names), None)
         if unknown is not None:
-            raise InputError(
-                f"{row.origin}: label '{unknown}' is not among the training labels: {', '.join(train.class_names)}"
-            )
+            known = ", ".join(train.class_names) or "none"
+            raise InputError(f"{row.origin}: label '{unknown}' is not among the training labels: {known}")
     sketches = Sketches.filled(train.rows)
     clusters = find_clusters(train.rows, sketches) if clusters is None else clusters
     seen = {key_of(row) for row in test.rows}

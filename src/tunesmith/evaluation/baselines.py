@@ -72,8 +72,13 @@ class Baseline:
 def predict_majority(parts: Split, _: Resources) -> Predictions:
     """The most frequent class, or the median score, which has the least absolute error.
 
-    Of classes of which any number may hold the most frequent one alone; the most frequent tag for every word.
+    Of classes of which any number may hold the most frequent one alone; the most frequent tag for every word; the most
+    frequent answer to all questions, which may be none.
     """
+    if parts.test.task == "extractive-qa":
+        usual = Counter(row.answers[0] if row.answers else "" for row in _asked(parts.train)).most_common(1)[0][0]
+        rows = _asked(parts.test)
+        return Predictions("extractive-qa", [row.answers for row in rows], [usual] * len(rows))
     if parts.test.task == "token-classification":
         usual = Counter(tag for row in _tagged(parts.train) for tag in row.tags).most_common(1)[0][0]
         return _tag(parts, lambda word: usual)
@@ -168,7 +173,7 @@ OF_TEXTS: tuple[Task, ...] = ("classification", "multi-label", "regression")
 BASELINES: dict[str, Baseline] = {
     row.name: row
     for row in (
-        Baseline("majority", "guess", (*OF_TEXTS, "token-classification"), predict_majority),
+        Baseline("majority", "guess", (*OF_TEXTS, "token-classification", "extractive-qa"), predict_majority),
         Baseline("usual-tag", "classical", ("token-classification",), predict_usual_tag),
         Baseline("tf-idf", "classical", OF_TEXTS, predict_tfidf),
         Baseline("linear-probe", "classical", OF_TEXTS, predict_probe),
