@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.parity.test_packed import gradients, twin
@@ -129,8 +129,12 @@ def test_what_a_penalty_adds(network: Network) -> None:
 
 
 def paired() -> PreTrainedTokenizerFast:
-    """As BERT lays a pair out; words are of two letters and more, so that characters are no tokens."""
+    """As BERT lays a pair out, with types; signs are tokens of their own."""
     tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    parts = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -159,7 +163,6 @@ def test_windows_are_those_of_the_tokenizer(room: int, stride: int) -> None:
         PASSAGE,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
-        return_token_type_ids=True,
         **limits,
     )
     stride_is_kept = stride <= (room - 5) // 2
@@ -193,6 +196,16 @@ def test_an_answer_is_trained_where_it_stands_whole() -> None:
             assert PASSAGE[row.offsets[2 * first] : row.offsets[2 * last + 1]] == "w20 w21 w22"
     assert taught == ["<s>", "w20 w21 w22", *["<s>"] * 8]
     assert "windows of 2 questions, 9 without an answer in them" in str(rows.signal)
+
+
+@pytest.mark.parametrize(("answer", "taught"), [("w20", "w20"), ("w20,w2", "w20 <unk> w21"), ("w19 w2", "w19 w20")])
+def test_an_answer_is_every_token_that_has_a_letter_of_it(answer: str, taught: str) -> None:
+    tokenizer = paired()
+    (row,) = tokenize(ask(question("w18 w19 w20,w21 w22", answer)), tokenizer, 60)
+    assert (
+        tokenizer.decode([token for token, trained in zip(row.input_ids, row.trained, strict=True) if trained])
+        == taught
+    )
 
 
 def test_a_question_that_cannot_be_taught_is_named() -> None:
