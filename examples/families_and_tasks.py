@@ -51,7 +51,9 @@ def who_does_what(rows: Sequence[Row]) -> list[Row]:
                 chosen.append(row)
         context = " ".join(row["text"] for row in chosen[:4])
         for row in draw.sample(chosen[:4], 2) + chosen[4:] * (number % 2):
-            words = sorted(set(re.findall(r"\w+", row["text"].replace(row["actor"], " "))), key=len)[-3:]
+            words = sorted(
+                set(re.findall(r"\w+", row["text"].replace(row["actor"], " "))), key=lambda word: (len(word), word)
+            )[-3:]
             place = context.find(row["text"])
             answers = [] if place < 0 else [row["actor"]]
             starts = [context.index(actor, place) for actor in answers]
