@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from tests.methods.test_methods import parts_of, save_base, tokenized
 from tunesmith import cli
 from tunesmith import export as stage
-from tunesmith.config import ExportConfig, TuneConfig
+from tunesmith.config import TuneConfig
+from tunesmith.config_export import ExportConfig
 from tunesmith.data.pack import pack
 from tunesmith.errors import InputError
 from tunesmith.methods.table import METHODS

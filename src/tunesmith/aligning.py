@@ -36,6 +36,7 @@ from tunesmith.records import (
     Message,
     PlainText,
     Ranking,
+    SpanQuestion,
     Split,
     TaggedWords,
 )
@@ -210,6 +211,8 @@ def turns_of(row: Example, config: Judging) -> tuple[Message, ...]:
         return row.messages[:-1]
     if isinstance(row, Ranking | Judgement):
         return row.prompt
+    if isinstance(row, SpanQuestion):
+        return (Message("user", f"{row.context}\n\n{row.question}"),)
     text = " ".join(row.words) if isinstance(row, TaggedWords) else _text_of(row)
     if config.opening_words is not None:
         text = " ".join(text.split()[: config.opening_words])

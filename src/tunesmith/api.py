@@ -134,7 +134,8 @@ def load_adapters(runs: Sequence[str | Path] | Mapping[str, str | Path]) -> Adap
 def predict(run: Run | Adapters | str | Path, texts: Sequence[Any], max_new_tokens: int = 256) -> list[dict[str, Any]]:
     """One mapping per text: label and probability, labels and probabilities, score, tags, or answer.
 
-    A text is a string; a pair of strings for a run that was trained on pairs; a list of words, or a string that is
+    A text is a string; a pair of strings for a run that was trained on pairs, question and passage for one that finds
+    answers in passages; a list of words, or a string that is
     divided at its blanks, for token classification.
     """
     opened = Run.open(run) if isinstance(run, str | Path) else run

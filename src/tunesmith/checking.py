@@ -14,10 +14,10 @@ from tunesmith.data.parts import load_examples
 from tunesmith.data.quality.findings import Finding
 from tunesmith.data.quality.page import write_report
 from tunesmith.data.quality.report import Report, check, find_long
-from tunesmith.data.sides import use_prefix
 from tunesmith.data.signal import Proof, prove
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import ShownRow, describe_target, show_row
+from tunesmith.data.windows import use_keys
 from tunesmith.errors import InputError
 from tunesmith.models.load import load_tokenizer, resolve_model
 from tunesmith.records import TASKS, Examples
@@ -63,10 +63,10 @@ def check_data(config: CheckConfig) -> Checked:
 
 def _find_long(config: CheckConfig, examples: Examples) -> Iterator[Finding]:
     assert config.model is not None
-    if examples.task not in TASKS:
+    if examples.task not in TASKS or examples.task == "extractive-qa":  # of which nothing is cut off
         return
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, examples.task)
-    use_prefix(tokenizer, config.source_prefix)
+    use_keys(tokenizer, examples.task, config)
     rows = tokenize(examples, tokenizer, NO_LIMIT, quiet=False)
     limit = config.max_length or longest_row(config.model)
     yield from find_long(rows.lengths, examples, limit, config.model)
@@ -82,7 +82,7 @@ def show_tokens(config: TokensConfig) -> Tokenized:
     if examples.task not in TASKS:
         raise InputError(f"the data is for {examples.task}; tokens are shown for {', '.join(TASKS)}. Give --task")
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, examples.task)
-    use_prefix(tokenizer, config.source_prefix)
+    use_keys(tokenizer, examples.task, config)
     limit = config.max_length or longest_row(config.model)
     too_long = "skip" if config.too_long == "refuse" else config.too_long
     rows = tokenize(examples, tokenizer, limit, too_long, quiet=False)

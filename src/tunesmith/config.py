@@ -164,6 +164,12 @@ class SourceConfig(Config):
     source_prefix: str = Field(
         "", description="Encoder-decoders: text before each source, as T5's 'summarize: '; saved with the run."
     )
+    doc_stride: int = Field(
+        128, ge=0, description="extractive-qa: tokens that neighbouring windows of a passage share; saved with the run."
+    )
+    max_answer_length: int = Field(
+        30, gt=0, description="extractive-qa: longest answer that is found, in tokens; saved with the run."
+    )
     eval_data: str | None = Field(None, description="A separate test file; else a part of the data is held out.")
     max_length: int | None = Field(
         None,
@@ -371,30 +377,4 @@ class CompareConfig(TrainingConfig):
         unused = sorted(set(self.learning_rates) - set(self.methods))
         if unused:
             raise ValueError(f"learning_rates names {unused[0]}, which is not among the methods")
-        return self
-
-
-class ExportConfig(Config):
-    """Runs made into a model that other programs load."""
-
-    runs: Annotated[tuple[Path, ...], BeforeValidator(split_list)] = Field(description="Run folders.")
-    output: Path = Field(description="Folder for the model; it must not exist.")
-    to: Literal["merged", "adapter"] = Field("merged", description="A whole transformers model, or the adapter alone.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Type of the merged weights; auto is that of the base model."
-    )
-    keep: float = Field(
-        1.0, ge=0, le=2, description="Share of the tuning's change that is kept; less forgets less (WiSE-FT)."
-    )
-    combine: Literal["linear", "ties", "dare"] = Field("linear", description="How several runs are put together.")
-    shares: Annotated[tuple[float, ...], BeforeValidator(split_list)] = Field(
-        (), description="Weight of each run's change; alike when not given."
-    )
-    density: float = Field(0.5, gt=0, le=1, description="ties, dare: share of each change's entries that is kept.")
-    seed: int = Field(0, ge=0, description="dare: seed of what is dropped.")
-
-    @model_validator(mode="after")
-    def _shares_fit(self) -> Self:
-        if self.shares and len(self.shares) != len(self.runs):
-            raise ValueError(f"shares gives {len(self.shares)} numbers for {len(self.runs)} runs")
         return self

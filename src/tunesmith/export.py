@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tunesmith.config import ExportConfig
+from tunesmith.config_export import ExportConfig
 from tunesmith.data.pack import pack
 from tunesmith.data.sides import find_sides
 from tunesmith.errors import InputError
@@ -127,10 +127,13 @@ def _probes(network: Network) -> list[TokenizedExample]:
     for index, length in enumerate(PROBES):
         ids = torch.randint(len(network.tokenizer), (length,), generator=generator).tolist()
         tags = (0,) * length if network.task == "token-classification" else None
+        is_window = network.task == "extractive-qa"
         first = length // 2 if sides is not None else 0
         trained = tuple((tags is not None or network.task == "generation") and at >= first for at in range(length))
         start = None if sides is None else sides.start
-        rows.append(TokenizedExample(tuple(ids), trained, tags, 0, index, start=start))
+        target = (0, 0) if is_window else tags
+        offsets = (0, 1) * length if is_window else ()
+        rows.append(TokenizedExample(tuple(ids), trained, target, 0, index, start=start, offsets=offsets))
     return rows
 
 

@@ -19,18 +19,21 @@ Task = Literal[
     "generation",
     "multi-label",
     "token-classification",
+    "extractive-qa",
     "ranking",
     "preference",
     "judgement",
     "text",
 ]
-# What a run can be trained for, and what its loss is taken of: whole rows, words (each at its first token), the
-# tokens of answers, or several answers to a prompt, set against each other. The other tasks are read and checked.
-JUDGED: Mapping[Task, Literal["rows", "words", "answers", "rankings"]] = {
+# What a run can be trained for, and what its loss is taken of: whole rows, words (each at its first token), where in a
+# passage an answer begins and ends, the tokens of answers, or several answers to a prompt, set against each other. The
+# other tasks are read and checked.
+JUDGED: Mapping[Task, Literal["rows", "words", "spans", "answers", "rankings"]] = {
     "classification": "rows",
     "multi-label": "rows",
     "regression": "rows",
     "token-classification": "words",
+    "extractive-qa": "spans",
     "generation": "answers",
     "ranking": "rankings",
     "preference": "rankings",
@@ -40,8 +43,9 @@ JUDGED: Mapping[Task, Literal["rows", "words", "answers", "rankings"]] = {
 # for `pretrain`, of which every token is one to be written, or found again behind a mask.
 TASKS: tuple[Task, ...] = tuple(task for task in JUDGED if task not in ("preference", "text"))
 
-# A class id, a score, whether each class holds (multi-label), the tag id of each judged word, the rank of each answer,
-# or what a preference is measured by (`train/preference.py`); None for answers.
+# A class id, a score, whether each class holds (multi-label), the tag id of each judged word, the first and the last
+# place of an answer in a passage, the rank of each answer, or what a preference is measured by (`train/preference.py`);
+# None for answers.
 Target = int | float | tuple[int, ...] | tuple[float, ...] | None
 
 
@@ -88,6 +92,25 @@ class TaggedWords:
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
+    origin: Origin
+
+
+# The one class of extractive question answering: there where the data has questions that their passage does not answer.
+UNANSWERABLE = "unanswerable"
+
+
+@dataclass(frozen=True, slots=True)
+class SpanQuestion:
+    """A question, and the passage in which its answer stands (extractive question answering).
+
+    `answers` are all that would be right, the first is the one that is taught; none where the passage does not say.
+    `starts` has the character of `context`, from 0 on, at which each of them begins.
+    """
+
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
     origin: Origin
 
 
@@ -143,7 +166,7 @@ class PlainText:
     origin: Origin
 
 
-Example = LabelledText | TaggedWords | Conversation | Ranking | Judgement | PlainText
+Example = LabelledText | TaggedWords | SpanQuestion | Conversation | Ranking | Judgement | PlainText
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +207,17 @@ class TokenizedExample:
     """A row as ids, and which of them are trained.
 
     `trained[t]` is True where the model is taught to produce `input_ids[t]` from the tokens before
-    it, or, for token classification, where a word begins whose tag is to be found. Tasks that judge whole
-    rows train no token. `num_cut` counts tokens that did not fit `max_length`. `second_at` is the place
-    from which on tokens are of type 1, where the tokenizer tells the texts of a pair apart so; 0 when none is.
+    it, or, for token classification, where a word begins whose tag is to be found, or, for extractive question
+    answering, where the answer stands. Tasks that judge whole rows train no token. `num_cut` counts tokens that did not
+    fit `max_length`. `second_at` is the place from which on tokens are of type 1, where the tokenizer tells the texts
+    of a pair apart so; 0 when none is.
     `start` is there for encoder-decoders alone: the id that their decoder starts with. What is not trained is
     then the source, what is trained, behind it, the target.
     `answers` is there for rankings alone: the places where the answers to one prompt begin, which stand one behind the
     other, each up to and with its stop token. What is before the first is the prompt, that every one of them follows.
+    `offsets` is there for extractive question answering alone, where a row is a window of a passage: of each token in
+    turn where its characters begin and end in the whole passage, 0 and 0 outside of it. A window without its answer has
+    the target (0, 0): its first token says so.
     """
 
     input_ids: tuple[int, ...]
@@ -201,6 +228,7 @@ class TokenizedExample:
     second_at: int = 0
     start: int | None = None
     answers: tuple[int, ...] = ()
+    offsets: tuple[int, ...] = ()
 
     @property
     def num_trained(self) -> int:
@@ -251,9 +279,10 @@ class PackedBatch:
     parents           for each segment the one before it that it goes on from, -1 for a row's beginning;
                       a segment without children ends a row, and the rows' ends stand in the order of `rows`
     predict_from(N,)  int64; generation: places whose next token is judged, token classification: places that are
-                      judged themselves. Else (S,) first places of rows
+                      judged themselves, extractive QA: all places of all rows. Else (S,) first places of rows
     targets     (N,)  int64 token or class ids, float32 scores; multi-label (S, C) float32, 1 where a class holds;
-                      rankings (S, K): the target of each row, filled up with zeros
+                      rankings (S, K): the target of each row, filled up with zeros; extractive QA (S, 3) int64: first
+                      and last place of the answer within its row, and how many places the row has
     rows              index of each packed row in its data set
     num_virtual       P
     token_types (T,)  int64, 1 in the second text of a pair; None when there is none

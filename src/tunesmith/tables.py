@@ -186,6 +186,10 @@ def proof_lines(proof: Proof) -> list[str]:
         lines.append(f"tokens    {signal.num_tokens:,}")
     if signal.num_words:
         lines.append(f"judged    {signal.num_words:,} words, each at its first token")
+    if signal.num_questions:
+        lines.append(
+            f"windows   of {signal.num_questions:,} questions, {signal.num_without:,} without an answer in them"
+        )
     lost = f", {signal.num_lost:,} words lost" if signal.num_lost else ""
     lines.append(f"cut       {signal.num_cut_tokens:,} tokens in {signal.num_cut_rows:,} rows{lost}")
     if proof.num_idle:

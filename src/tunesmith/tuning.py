@@ -23,12 +23,12 @@ import torch
 
 from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
 from tunesmith.data.parts import load_split, with_replay
-from tunesmith.data.sides import use_prefix
 from tunesmith.data.signal import Proof, prove, refuse_broken
 from tunesmith.data.split import inputs_of, places_of
 from tunesmith.data.stream import Renewed
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.tokens import TokenRows
+from tunesmith.data.windows import use_keys
 from tunesmith.errors import InputError
 from tunesmith.forecasting import Target, foresee
 from tunesmith.methods.apply import default_learning_rate, find_rates, put_under
@@ -215,7 +215,7 @@ def read_rows(config: TrainingConfig, parts: Split) -> tuple[TokenRows, TokenRow
         InputError: rows that are too long, or that teach nothing.
     """
     tokenizer = load_tokenizer(resolve_model(config.model), config.model, parts.train.task)
-    use_prefix(tokenizer, config.source_prefix)
+    use_keys(tokenizer, parts.train.task, config)
     max_length = find_max_length(config)
     train, validation = (
         tokenize(part, tokenizer, max_length, config.too_long, quiet=False) for part in (parts.train, parts.validation)
@@ -244,7 +244,7 @@ def prepare(
     forecast = _foresee(config, method, parts, Rows(train, validation), device, dtype) if planned else None
     seed_everything(config.seed)
     network = load_network(config.model, task, parts.train.class_names)
-    use_prefix(network.tokenizer, config.source_prefix)
+    use_keys(network.tokenizer, task, config)
     if task == "multi-label" and isinstance(train, TokenRows):
         held = np.array([row.target for row in train], dtype=float)
         start_at_frequencies(network.model, network.new_modules, held.mean(0).tolist())

@@ -19,6 +19,7 @@ BASELINES = {
     "regression": (("majority", "guess", 0.50), ("tf-idf", "classical", 0.73), ("linear-probe", "classical", 0.79)),
     "multi-label": (("majority", "guess", 0.40), ("tf-idf", "classical", 0.71)),
     "token-classification": (("majority", "guess", 0.00), ("usual-tag", "classical", 0.55)),
+    "extractive-qa": (("majority", "guess", 0.20), ("sliding-window", "classical", 0.40)),
     "ranking": (("longer-wins", "guess", 0.55),),
     "generation": (("nearest", "retrieval", None), ("zero-shot", "prompting", 0.55)),
 }

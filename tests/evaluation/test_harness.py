@@ -16,7 +16,7 @@ import torch
 from tests.parity.tiny import make_model, make_tokenizer
 
 import tunesmith
-from tunesmith.config import ExportConfig
+from tunesmith.config_export import ExportConfig
 from tunesmith.data import sources
 from tunesmith.data.ids import prompt_ids
 from tunesmith.evaluation.prompting import WORDINGS, Prompting

@@ -68,6 +68,13 @@ def make_tags(num_rows: int = 300, seed: int = 0) -> Predictions:
     return Predictions("token-classification", targets, outputs)
 
 
+def make_spans() -> Predictions:
+    """Right but for case, article and sign; two words of three and of two; the second of two answers; then of questions
+    without an answer one that gets none and one that gets some; then one that gets none and has some."""
+    targets = [("red door",), ("the blue roof tiles",), ("1901", "in 1901"), (), (), ("a fence",)]
+    return Predictions("extractive-qa", targets, ["The Red door!", "blue roof", "In 1901", "", "a shed", ""])
+
+
 def values(predictions: Predictions) -> dict[str, float]:
     return {name: interval.value for name, interval in score(predictions, resamples=2).metrics.items()}
 
@@ -254,6 +261,7 @@ def test_the_first_metric_of_each_task_is_the_one_it_is_ranked_by() -> None:
         "multi-label": ("micro_f1", True),
         "regression": ("mae", False),
         "token-classification": ("entity_f1", True),
+        "extractive-qa": ("token_f1", True),
         "generation": ("loss", False),
         "ranking": ("accuracy", True),
     }
@@ -320,7 +328,7 @@ def test_paired_difference_refuses_other_rows_and_unknown_metrics() -> None:
         paired_difference(make_classes(), make_classes(), "macrof1")
 
 
-MADE = [make_classes(), make_labels(), make_scores(), make_tags(), make_answers(), make_rankings()]
+MADE = [make_classes(), make_labels(), make_scores(), make_tags(), make_spans(), make_answers(), make_rankings()]
 
 
 def test_pairs_of_rankings_by_hand() -> None:
@@ -328,6 +336,18 @@ def test_pairs_of_rankings_by_hand() -> None:
     assert found["accuracy"].value == 3 / 4
     gaps = np.array([1.5, 1.0, -0.5, 0.2])
     assert found["loss"].value == pytest.approx(np.log1p(np.exp(-gaps)).mean())
+
+
+def test_spans_by_hand() -> None:
+    """F1 of two words of three with two of two: 2 * 2 / (2 + 3)."""
+    assert values(make_spans()) == {
+        "token_f1": pytest.approx((1 + 4 / 5 + 1 + 1 + 0 + 0) / 6),
+        "exact_match": pytest.approx(3 / 6),
+        "answerable_f1": pytest.approx((1 + 4 / 5 + 1 + 0) / 4),
+        "unanswerable_accuracy": pytest.approx(1 / 2),
+    }
+    always = Predictions("extractive-qa", [("red",), ("blue",)], ["red", ""])
+    assert values(always) == {"token_f1": 0.5, "exact_match": 0.5}
 
 
 @pytest.mark.parametrize("made", MADE, ids=TASKS)

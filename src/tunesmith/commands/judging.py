@@ -136,7 +136,7 @@ def predict(
     ----------
     run: A run folder.
     file: CSV, TSV or JSONL with a text (or prompt) column, or plain text with one text per line. A run on pairs wants
-        both columns, one on words a list of them or a text with blanks between.
+        both columns, one on passages question and context, one on words a list of them or a text with blanks between.
     output: Where to write; standard output when not given.
     """
     from tunesmith.evaluation.predict import predict_file

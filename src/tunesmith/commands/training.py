@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json, print_lines, print_run
-from tunesmith.config import ExportConfig, PlanConfig, TuneConfig
+from tunesmith.config import PlanConfig, TuneConfig
 from tunesmith.config_align import AlignConfig, RewardConfig
+from tunesmith.config_export import ExportConfig
 from tunesmith.config_pretrain import PretrainConfig, TokenizerConfig
 from tunesmith.flags import flags_of
 from tunesmith.tables import fits_table, plan_table

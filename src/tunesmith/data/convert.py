@@ -16,6 +16,7 @@ from tunesmith.records import (
     Origin,
     PlainText,
     Ranking,
+    SpanQuestion,
     TaggedWords,
 )
 
@@ -166,16 +167,63 @@ def _first_answer(value: object, column: str, passage: str) -> str:
         starts, value = value.get("answer_start"), value.get("text")
     if isinstance(value, list | tuple):
         if not value:
-            raise RowError(f"'{column}' has no answer. Write one that says so, or leave the row out")
+            raise RowError(
+                f"'{column}' has no answer. Write one that says so, leave the row out, or let spans be found "
+                "(--task extractive-qa)"
+            )
         value = value[0]
     answer = text_of(value, column)
     start = starts[0] if isinstance(starts, list | tuple) and starts else None
-    if isinstance(start, int) and passage[start : start + len(answer)] != answer:
+    if isinstance(start, int):
+        _check_start(answer, start, passage, column)
+    return answer
+
+
+def _check_start(answer: str, start: int, passage: str, column: str) -> None:
+    if start < 0 or passage[start : start + len(answer)] != answer:
         raise RowError(
             f"'{column}' says that '{answer[:40]}' stands at character {start} of the passage, it does not. "
             "Starts count characters, not bytes; mend it, or leave answer_start out"
         )
-    return answer
+
+
+def to_span_question(row: Fields, columns: Columns, origin: Origin) -> Example:
+    """A passage, a question, and all answers that stand in it; an empty list of them where it does not answer.
+
+    An answer without its start is the first place where it stands in the passage.
+    """
+    context, question, column = columns["context"], columns["question"], columns["answers"]
+    passage, asked = text_of(row.get(context), context), text_of(row.get(question), question)
+    value = row.get(column)
+    texts, starts = (value.get("text"), value.get("answer_start")) if isinstance(value, Mapping) else (value, None)
+    answers = texts_of(texts, column) if isinstance(texts, list | tuple) else (_only_answer(texts, column),)
+    given = starts if isinstance(starts, list | tuple) and starts else [None] * len(answers)
+    if len(given) != len(answers):
+        raise RowError(f"'{column}' has {len(answers)} texts and {len(given)} starts; each answer needs its own")
+    found = [_find_start(text, start, passage, column) for text, start in zip(answers, given, strict=True)]
+    distinct = dict.fromkeys(zip(answers, found, strict=True))
+    return SpanQuestion(asked, passage, tuple(text for text, _ in distinct), tuple(at for _, at in distinct), origin)
+
+
+def _only_answer(value: object, column: str) -> str:
+    if value is None or value == "":
+        raise RowError(f"'{column}' is empty. Fill it in; a question without an answer has an empty list, []")
+    return text_of(value, column)
+
+
+def _find_start(answer: str, start: object, passage: str, column: str) -> int:
+    if isinstance(start, int) and not isinstance(start, bool):
+        _check_start(answer, start, passage, column)
+        return start
+    if start is not None:
+        raise RowError(f"'{column}' has the start {start!r}, expected a whole number of characters")
+    place = passage.find(answer)
+    if place < 0:
+        raise RowError(
+            f"'{answer[:40]}' does not stand in the passage. Copy the answer from it letter by letter, or take it as "
+            "one to be written (--task generation)"
+        )
+    return place
 
 
 def to_conversation(row: Fields, columns: Columns, origin: Origin) -> Example:

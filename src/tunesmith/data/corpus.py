@@ -27,6 +27,7 @@ from tunesmith.records import (
     Origin,
     PlainText,
     Ranking,
+    SpanQuestion,
     Split,
     TaggedWords,
 )
@@ -78,6 +79,8 @@ def _as_text(row: Example) -> PlainText:
         return PlainText(row.whole, row.origin)
     if isinstance(row, TaggedWords):
         return PlainText(" ".join(row.words), row.origin)
+    if isinstance(row, SpanQuestion):
+        return PlainText(f"{row.context}\n\n{row.question}", row.origin)
     turns = row.messages if isinstance(row, Conversation) else row.prompt
     said = [turn.content for turn in turns]
     if isinstance(row, Ranking):

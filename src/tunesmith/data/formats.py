@@ -17,7 +17,17 @@ from tunesmith.data.convert import Columns, Fields
 from tunesmith.data.problems import Problems, RowError
 from tunesmith.data.store import Rows
 from tunesmith.errors import InputError, nearest
-from tunesmith.records import Example, Examples, LabelledText, Origin, RawRow, TaggedWords, Task
+from tunesmith.records import (
+    UNANSWERABLE,
+    Example,
+    Examples,
+    LabelledText,
+    Origin,
+    RawRow,
+    SpanQuestion,
+    TaggedWords,
+    Task,
+)
 
 # What a column may be called instead, in order of preference.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -106,6 +116,7 @@ FORMATS: tuple[Format, ...] = (
         convert.to_passage_answer,
         ("system",),
     ),
+    Format("passage/question/span", "extractive-qa", ("context", "question", "answers"), convert.to_span_question),
     Format(
         "ranked answers",
         "ranking",
@@ -159,8 +170,8 @@ FORMATS: tuple[Format, ...] = (
     Format("text/score", "regression", ("text", "score"), convert.to_scored),
     Format("text", "text", ("text",), convert.to_plain),
 )
-# Formats that are taken only when asked for by task: any row with a text would be one.
-ASKED_FOR = {"text"}
+# Tasks whose formats are taken only when asked for: any row with a text would be one, and SQuAD's may be written, too.
+ASKED_FOR = {"text", "extractive-qa"}
 
 
 def recognise(
@@ -285,6 +296,10 @@ def _describe(examples: Rows, chosen: Format, columns: Columns) -> Examples:
                 "a classifier needs two or more. Add rows of another class"
             )
         recognised += f" ({len(class_names)} classes: {_count_classes(counts, class_names)})"
+    if chosen.task == "extractive-qa":
+        silent = sum(isinstance(row, SpanQuestion) and not row.answers for row in examples)
+        class_names = (UNANSWERABLE,) if silent else ()
+        recognised += f" ({silent:,} {UNANSWERABLE})" if silent else ""
     recognised += f", {len(examples):,} rows"
     return Examples(chosen.task, examples, class_names, recognised, examples.fingerprint)
 

@@ -10,6 +10,7 @@ its stop token. A tokenizer without a chat template (an encoder's) reads prompt 
 
 A labelled text, or pair of texts, is judged as a whole: none of its tokens is trained. Of tagged words each is judged
 at its first token; the other tokens of it are context.
+Of a question to a passage the answer is trained, in each window of the passage that it stands in (`windows`).
 Of an encoder-decoder a row is its source and, behind it, its target (`sides`), which is what is trained.
 """
 
@@ -34,9 +35,10 @@ from tunesmith.data.render import (
     split_marks,
 )
 from tunesmith.data.sides import Sides, closing_id, encode_targets, find_sides, source_text
+from tunesmith.data.windows import Window, encode_windows
 from tunesmith.data.words import ArrayOfIds, Words, encode_whole
 from tunesmith.errors import InputError
-from tunesmith.records import Conversation, Example, LabelledText, Message, Ranking, TaggedWords, Target
+from tunesmith.records import Conversation, Example, LabelledText, Message, Ranking, SpanQuestion, TaggedWords, Target
 
 NO_LIMIT = 2**31 - 1  # longer than any row
 TooLong = Literal["refuse", "cut", "skip"]
@@ -46,7 +48,8 @@ TooLong = Literal["refuse", "cut", "skip"]
 class Ids:
     """A row's ids (T,) int32, which of them are trained (T,) bool, its target and how many tokens were cut off.
 
-    `second_at` and `answers` are those of TokenizedExample; `num_lost` counts words that were cut off with their tags.
+    `second_at`, `answers` and `offsets` are those of TokenizedExample; `num_lost` counts words that were cut off with
+    their tags.
     """
 
     ids: ArrayOfIds
@@ -56,6 +59,7 @@ class Ids:
     second_at: int = 0
     num_lost: int = 0
     answers: tuple[int, ...] = ()
+    offsets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ class Refusal:
     is_too_long: bool = False
 
 
-# What a row becomes; None for one that is left out.
-Encoded = Ids | Refusal | None
+# What a row becomes: ids, or those of each of its windows; None for one that is left out.
+Encoded = Ids | tuple[Ids, ...] | Refusal | None
 
 
 class Encoder:
@@ -89,6 +93,8 @@ class Encoder:
             return self._encode_labelled([row for row in rows if isinstance(row, LabelledText)])
         if isinstance(rows[0], TaggedWords):
             return self._encode_tagged([row for row in rows if isinstance(row, TaggedWords)])
+        if isinstance(rows[0], SpanQuestion):
+            return self._encode_questions([row for row in rows if isinstance(row, SpanQuestion)])
         if isinstance(rows[0], Ranking):
             return self._encode_rankings([row for row in rows if isinstance(row, Ranking)])
         conversations = [row for row in rows if isinstance(row, Conversation)]
@@ -117,6 +123,15 @@ class Encoder:
                 continue
             tags = tuple(self._class_ids[tag] for tag in row.tags[: len(given.begins)])
             made.append(replace(_judged(given), target=tags, num_lost=len(row.words) - len(given.begins)))
+        return made
+
+    def _encode_questions(self, rows: Sequence[SpanQuestion]) -> list[Encoded]:
+        made: list[Encoded] = []
+        for windows in encode_windows(rows, self._tokenizer, self._max_length):
+            if isinstance(windows, str):
+                made.append(None if self._too_long == "skip" else Refusal(windows))
+            else:
+                made.append(tuple(_ids_of_window(window) for window in windows))
         return made
 
     def _encode_rankings(self, rows: Sequence[Ranking]) -> list[Encoded]:
@@ -242,6 +257,13 @@ class Encoder:
         if isinstance(pieces, InputError):
             raise InputError(f"{row.origin}: {pieces}")
         return encode_pieces([pieces], self._tokenizer, self._words)[0]
+
+
+def _ids_of_window(window: Window) -> Ids:
+    first, last = window.answer
+    trained_T = (np.arange(len(window.ids)) >= first) & (np.arange(len(window.ids)) <= last)
+    ids_T = np.array(window.ids, dtype=np.int32)
+    return Ids(ids_T, trained_T, window.answer, second_at=window.second_at, offsets=window.offsets)
 
 
 def encode_labelled(rows: Sequence[LabelledText], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Input]:

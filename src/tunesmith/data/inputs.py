@@ -38,15 +38,16 @@ def encode_pairs(
     made = []
     for first, second, ids, types in zip(firsts, seconds, whole["input_ids"], all_types, strict=True):
         if len(ids) <= max_length:
-            made.append(Input(tuple(ids), 0, _second_at(types)))
+            made.append(Input(tuple(ids), 0, find_second(types)))
             continue
         cut = tokenizer(first, second, truncation="longest_first", max_length=max_length, **options)
         kept = tuple(cut["input_ids"])
-        made.append(Input(kept, len(ids) - len(kept), _second_at(cut.get("token_type_ids") or ())))
+        made.append(Input(kept, len(ids) - len(kept), find_second(cut.get("token_type_ids") or ())))
     return made
 
 
-def _second_at(types: Sequence[int]) -> int:
+def find_second(types: Sequence[int]) -> int:
+    """From which place on tokens are of the second text's type; 0 when none is."""
     place = next((place for place, kind in enumerate(types) if kind), 0)
     if place and any(kind != 1 for kind in types[place:]):
         raise InputError(f"the tokenizer gives a pair of texts the types {list(types)}; known are only 0 and then 1")

@@ -133,6 +133,10 @@ class _Sheet:
         """`places` says where in the batch each token of the row stands."""
         self._rows.append(row.row)
         own = places[self._num_virtual :]
+        if isinstance(row.target, tuple) and row.offsets:
+            self._predict_from += own
+            self._targets.append((*row.target, len(own)))
+            return
         if isinstance(row.target, tuple) and any(row.trained):
             self._predict_from += [place for place, trained in zip(own, row.trained, strict=True) if trained]
             self._targets += row.target
@@ -148,7 +152,8 @@ class _Sheet:
                 self._targets.append(row.input_ids[token])
 
     def to_batch(self) -> PackedBatch:
-        is_score = bool(self._targets) and isinstance(self._targets[0], float | tuple)
+        first = self._targets[0] if self._targets else 0
+        is_score = isinstance(first[0] if isinstance(first, tuple) else first, float | bool)
         types = self._types + [0] * (len(self._ids) - len(self._types)) if self._types else None
         return PackedBatch(
             input_ids=torch.tensor(self._ids),

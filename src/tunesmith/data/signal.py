@@ -12,8 +12,9 @@ from tunesmith.data.ids import stop_token_ids
 from tunesmith.data.render import takes_system
 from tunesmith.data.sides import find_sides
 from tunesmith.data.tokens import Signal, TokenRows
+from tunesmith.data.windows import find_windows
 from tunesmith.errors import InputError
-from tunesmith.records import JUDGED, Conversation, Examples
+from tunesmith.records import JUDGED, Conversation, Examples, SpanQuestion
 
 SHOWN = 20
 LONGEST_SHOWN = 3
@@ -77,14 +78,19 @@ def prove(rows: TokenRows, examples: Examples, tokenizer: PreTrainedTokenizerBas
         num_idle=len(idle),
         doubled=tuple(map(name, doubled[:SHOWN])),
         longest=tuple((name(index), lengths[index]) for index in longest),
-        num_left_out=len(examples.rows) - len(rows),
+        num_left_out=len(examples.rows) - len(set(rows.examples)),
         padding=1 - tokens / padded if padded else 0.0,
-        note=_note(examples, tokenizer),
+        note=_note(examples, tokenizer, max(rows.taught, default=0)),
     )
 
 
-def _note(examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
+def _note(examples: Examples, tokenizer: PreTrainedTokenizerBase, most_taught: int) -> str:
     first = examples.rows[0]
+    longest = find_windows(tokenizer).max_answer_length
+    if isinstance(first, SpanQuestion) and most_taught > longest:
+        return (
+            f"the longest answer has {most_taught:,} tokens, of which at most {longest:,} are found: max_answer_length"
+        )
     sides = find_sides(tokenizer)
     if isinstance(first, Conversation) and sides is not None:
         before = f", after '{sides.prefix}'" if sides.prefix else ""

@@ -15,7 +15,16 @@ from tunesmith.data.quality.findings import classes_of
 from tunesmith.data.quality.similar import Clusters, Sketches, cluster, find_clusters, find_leaks
 from tunesmith.data.store import Subset
 from tunesmith.errors import InputError, nearest
-from tunesmith.records import Conversation, Example, Examples, LabelledText, PlainText, Split, TaggedWords
+from tunesmith.records import (
+    Conversation,
+    Example,
+    Examples,
+    LabelledText,
+    PlainText,
+    SpanQuestion,
+    Split,
+    TaggedWords,
+)
 
 FRACTIONS = (0.8, 0.1, 0.1)
 PARTS = ("train", "validation", "test")
@@ -31,8 +40,8 @@ def split(
 ) -> Split:
     """Divides rows by `fractions`: by time where rows have one (the latest are the test), else at random.
 
-    Rows with the same text (letter case, white space and Unicode form aside), with nearly the same one, or of one
-    group stay together.
+    Rows with the same text (letter case, white space and Unicode form aside), with nearly the same one, of one
+    group, or with questions to one passage stay together.
 
     Args:
         clusters: rows that say nearly the same; found here when not given.
@@ -72,12 +81,11 @@ def split_given(
     """
     if test.task != train.task:
         raise InputError(f"the data is for {train.task}, the test data for {test.task}")
-    for row in test.rows if train.class_names else ():
+    for row in test.rows if train.class_names or train.task == "extractive-qa" else ():
         unknown = next((name for name in classes_of(row) if name not in train.class_names), None)
         if unknown is not None:
-            raise InputError(
-                f"{row.origin}: label '{unknown}' is not among the training labels: {', '.join(train.class_names)}"
-            )
+            known = ", ".join(train.class_names) or "none"
+            raise InputError(f"{row.origin}: label '{unknown}' is not among the training labels: {known}")
     sketches = Sketches.filled(train.rows)
     clusters = find_clusters(train.rows, sketches) if clusters is None else clusters
     seen = {key_of(row) for row in test.rows}
@@ -106,8 +114,10 @@ def take(examples: Examples, max_samples: int | None, seed: int) -> Examples:
     return _subset(examples, sorted(_interleave(examples, seed)[:max_samples]))
 
 
-def inputs_of(row: Example) -> Literal["text", "pair", "words", "turns"]:
+def inputs_of(row: Example) -> Literal["text", "pair", "words", "passage", "turns"]:
     """What a model reads of such a row: what it must be given later, too."""
+    if isinstance(row, SpanQuestion):
+        return "passage"
     if isinstance(row, TaggedWords):
         return "words"
     if isinstance(row, LabelledText):
@@ -159,6 +169,8 @@ def _question_of(row: Example) -> str:
         return row.text
     if isinstance(row, TaggedWords):
         return " ".join(row.words)
+    if isinstance(row, SpanQuestion):
+        return f"{row.question}\x00{row.context}"
     turns = row.messages[:-1] if isinstance(row, Conversation) else row.prompt
     return "\x00".join(f"{turn.role}: {turn.content}" for turn in turns)
 
@@ -173,6 +185,8 @@ def find_groups(examples: Examples, clusters: Clusters) -> list[list[int]]:
     first: dict[object, int] = {}
     for index, row in enumerate(examples.rows):
         clusters.join(first.setdefault(key_of(row), index), index)
+        if isinstance(row, SpanQuestion):  # who has read a passage in training knows it in the test
+            clusters.join(first.setdefault(row.context, index), index)
     for index, group in enumerate(examples.groups):
         clusters.join(first.setdefault(group, index), index)
     found: dict[int, list[int]] = defaultdict(list)
@@ -277,5 +291,9 @@ def _describe(examples: Examples, groups: Sequence[list[int]], parts: Iterable[E
     together = sum(len(group) > 1 for group in groups)
     if not together:
         return sizes + by
-    what = "groups" if examples.groups else "texts stand more than once or nearly so, each"
+    what = "texts stand more than once or nearly so, each"
+    if isinstance(examples.rows[0], SpanQuestion):
+        what = "passages with several questions, each"
+    if examples.groups:
+        what = "groups"
     return f"{sizes}{by}; {together:,} {what} kept in one part"

@@ -27,6 +27,7 @@ from tunesmith.records import (
     Origin,
     PlainText,
     Ranking,
+    SpanQuestion,
     TaggedWords,
 )
 
@@ -219,8 +220,14 @@ def _content(row: Example) -> object:
         return ranking | ({"labeler": row.labeler} if row.labeler else {})
     if isinstance(row, Judgement):
         return {"prompt": _turns(row.prompt), "answer": row.answer, "is_good": row.is_good}
+    return _content_of_text(row)
+
+
+def _content_of_text(row: TaggedWords | SpanQuestion | PlainText) -> object:
     if isinstance(row, TaggedWords):
         return {"words": row.words, "tags": row.tags}
+    if isinstance(row, SpanQuestion):
+        return {"question": row.question, "context": row.context, "spans": row.answers, "starts": row.starts}
     return {"text": row.text}
 
 
@@ -251,8 +258,15 @@ def _decode_object(content: Any, origin: Origin) -> Example:
         return Ranking(_messages(content["prompt"]), answers, ranks, origin, content.get("labeler", ""))
     if "answer" in content:
         return Judgement(_messages(content["prompt"]), content["answer"], content["is_good"], origin)
+    return _decode_text(content, origin)
+
+
+def _decode_text(content: Any, origin: Origin) -> Example:
     if "words" in content:
         return TaggedWords(tuple(content["words"]), tuple(content["tags"]), origin)
+    if "spans" in content:
+        spans = tuple(content["spans"]), tuple(content["starts"])
+        return SpanQuestion(content["question"], content["context"], *spans, origin)
     return PlainText(content["text"], origin)
 
 

@@ -15,6 +15,7 @@ from tunesmith.data.problems import Problems
 from tunesmith.data.sides import find_sides
 from tunesmith.data.store import Stored
 from tunesmith.data.tokens import Signal, TokenRows, find_kept, is_kept, keep, name_of
+from tunesmith.data.windows import find_windows
 from tunesmith.data.workers import count_workers, encode_by_workers
 from tunesmith.errors import InputError
 from tunesmith.records import Example, Examples, Origin, TokenizedExample
@@ -36,13 +37,14 @@ def tokenize(
     Labelled texts longer than `max_length` tokens lose their end, counted in `num_cut`. Of a conversation that
     does not fit an answer is never cut: the row is refused, or loses the beginning of what stands before its
     last answer ("cut"), or is left out ("skip"). Of an encoder-decoder each side may have `max_length` tokens, and
-    of a source it is the end that is cut.
+    of a source it is the end that is cut. A passage that does not fit becomes several rows, one for each window.
 
     Raises:
         InputError: rows that are too long, or whose template cannot be followed; each named by file and line.
     """
     sides = find_sides(tokenizer) if examples.task == "generation" else None
-    settings = (max_length, too_long) if sides is None else (max_length, too_long, sides)
+    windows = find_windows(tokenizer) if examples.task == "extractive-qa" else None
+    settings = (max_length, too_long, *(known for known in (sides, windows) if known is not None))
     kept_as = name_of(examples, tokenizer, *settings) if is_kept(examples) else ""
     kept = find_kept(examples, kept_as) if kept_as else None
     start = None if sides is None else sides.start
@@ -54,10 +56,10 @@ def tokenize(
     with Bar("tokens", len(examples.rows), quiet or len(examples.rows) < BAR_FROM) as bar:
         for made in _encode_all(examples.rows, encoder):
             for index, row in enumerate(made, done):
-                if isinstance(row, Ids):
-                    rows.append(row, index)
-                elif row is not None:
+                if isinstance(row, Refusal):
                     refused.add(examples.rows[index].origin, row)
+                else:
+                    rows.extend(row, index)
             done += len(made)
             bar.advance(steps=len(made))
     refused.settle(len(examples.rows), max_length)
@@ -104,5 +106,5 @@ def measure(rows: Sequence[TokenizedExample]) -> Signal:
     made = TokenRows()
     for row in rows:
         ids_T, trained_T = np.array(row.input_ids, dtype=np.int32), np.array(row.trained, dtype=bool)
-        made.append(Ids(ids_T, trained_T, row.target, row.num_cut, row.second_at, answers=row.answers), row.row)
+        made.append(Ids(ids_T, trained_T, row.target, row.num_cut, row.second_at, 0, row.answers, row.offsets), row.row)
     return made.signal

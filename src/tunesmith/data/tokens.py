@@ -27,7 +27,7 @@ from tunesmith.storage import SEAL, find_damage, sealed
 
 KEPT_FROM = 20_000  # rows; fewer are made again sooner than they are found
 MOST_KEPT = 20_000_000_000  # bytes in the cache; the oldest go first
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Signal:
     num_words: int = 0  # words that are judged
     num_lost: int = 0  # words that were cut off with their tags
     num_answers: int = 0  # of rankings
+    num_questions: int = 0  # whose answers are to be found in windows
+    num_without: int = 0  # windows without their answer
 
     def __str__(self) -> str:
         text = f"{self.num_rows:,} rows, {self.num_tokens:,} tokens, longest row {self.longest:,}"
@@ -52,6 +54,8 @@ class Signal:
             text += f"; {self.num_words:,} words judged, each at its first token"
         if self.num_answers:
             text += f"; {self.num_answers:,} answers, set against those to the same prompt"
+        if self.num_questions:
+            text += f"; windows of {self.num_questions:,} questions, {self.num_without:,} without an answer in them"
         if self.num_cut_rows:
             text += f"; {self.num_cut_rows:,} rows cut by {self.num_cut_tokens:,} tokens"
         if self.num_lost:
@@ -80,10 +84,15 @@ class TokenRows(Sequence[TokenizedExample]):
     def __init__(self, start: int | None = None) -> None:
         self.start = start
         self._blobs = Blobs()
-        self._targets, self._answers = Targets(), Targets()
+        self._targets, self._answers, self._offsets = Targets(), Targets(), Targets()
         self.cuts, self.examples, self.taught = array("q"), array("q"), array("q")
         self.lasts, self.firsts, self.seconds = array("q"), array("q"), array("q")
         self.types, self.losts = array("q"), array("q")
+
+    def extend(self, made: Ids | tuple[Ids, ...] | None, example: int) -> None:
+        """What one example became: a row, several, or none."""
+        for row in (made,) if isinstance(made, Ids) else made or ():
+            self.append(row, example)
 
     def append(self, row: Ids, example: int) -> None:
         """A row after the others, made of the example of that index."""
@@ -92,6 +101,7 @@ class TokenRows(Sequence[TokenizedExample]):
         self._blobs.append(signed_T.tobytes())
         self._targets.append(row.target)
         self._answers.append(row.answers or None)
+        self._offsets.append(row.offsets or None)
         self.cuts.append(row.num_cut)
         self.examples.append(example)
         self.taught.append(len(trained_N))
@@ -116,9 +126,9 @@ class TokenRows(Sequence[TokenizedExample]):
         trained_T = signed_T < 0
         ids = tuple(np.where(trained_T, ~signed_T, signed_T).tolist())
         target, cut, second_at = self._targets[place], self.cuts[place], self.types[place]
-        answers = self._answers[place]
-        borders = tuple(map(int, answers)) if isinstance(answers, tuple) else ()
-        return TokenizedExample(ids, tuple(trained_T.tolist()), target, cut, place, second_at, self.start, borders)
+        borders, offsets = _whole(self._answers[place]), _whole(self._offsets[place])
+        trained = tuple(trained_T.tolist())
+        return TokenizedExample(ids, trained, target, cut, place, second_at, self.start, borders, offsets)
 
     def aimed(self, targets: Sequence[Target]) -> TokenRows:
         """The same rows with other targets."""
@@ -137,7 +147,9 @@ class TokenRows(Sequence[TokenizedExample]):
     def signal(self) -> Signal:
         lengths = self.lengths
         num_answers = sum(size // 4 for size in self._answers.sizes())
-        has_words = self._targets.are_many and not num_answers
+        has_spans = any(self._offsets.sizes())
+        has_words = self._targets.are_many and not num_answers and not has_spans
+        without = sum(self._targets[row] == (0, 0) for row in range(len(self))) if has_spans else 0
         return Signal(
             num_rows=len(self),
             num_tokens=sum(lengths),
@@ -148,6 +160,8 @@ class TokenRows(Sequence[TokenizedExample]):
             num_words=sum(self.taught) if has_words else 0,
             num_lost=sum(self.losts),
             num_answers=num_answers,
+            num_questions=len(set(self.examples)) if has_spans else 0,
+            num_without=without,
         )
 
     def keep(self, folder: Path) -> None:
@@ -156,6 +170,7 @@ class TokenRows(Sequence[TokenizedExample]):
         np.save(folder / "table.npy", np.array([getattr(self, name) for name in self.COLUMNS], dtype=np.int64))
         self._targets.keep(folder / "targets")
         self._answers.keep(folder / "answers")
+        self._offsets.keep(folder / "offsets")
 
     @classmethod
     def open(cls, folder: Path) -> TokenRows:
@@ -166,7 +181,12 @@ class TokenRows(Sequence[TokenizedExample]):
             getattr(made, name).frombytes(column.tobytes())
         made._targets = Targets.open(folder / "targets")
         made._answers = Targets.open(folder / "answers")
+        made._offsets = Targets.open(folder / "offsets")
         return made
+
+
+def _whole(numbers: Target) -> tuple[int, ...]:
+    return tuple(map(int, numbers)) if isinstance(numbers, tuple) else ()
 
 
 def is_kept(examples: Examples) -> bool:

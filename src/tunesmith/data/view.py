@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.signal import Proof
 from tunesmith.pages import write_page
-from tunesmith.records import Example, LabelledText, Ranking, TaggedWords, TokenizedExample
+from tunesmith.records import Example, LabelledText, Ranking, SpanQuestion, TaggedWords, TokenizedExample
 
 Kind = Literal["trained", "context", "special", "trained special", "cut"]
 # A character may take so many tokens, each a part of its bytes.
@@ -59,6 +59,8 @@ def describe_target(row: Example) -> str:
         return " ".join(row.tags)
     if isinstance(row, LabelledText):
         return ", ".join(row.target) or "no class" if isinstance(row.target, tuple) else str(row.target)
+    if isinstance(row, SpanQuestion):
+        return " / ".join(dict.fromkeys(row.answers)) or "no answer"
     if isinstance(row, Ranking):
         return "answers of rank " + ", ".join(map(str, row.ranks))
     return ""

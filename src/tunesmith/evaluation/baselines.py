@@ -6,6 +6,8 @@ the test part.
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -34,7 +36,7 @@ from tunesmith.evaluation.prompted import (
     predict_zero_shot,
 )
 from tunesmith.evaluation.prompting import likeness
-from tunesmith.records import Conversation, Examples, LabelledText, Ranking, Split, TaggedWords, Task
+from tunesmith.records import Conversation, Examples, LabelledText, Ranking, SpanQuestion, Split, TaggedWords, Task
 
 Features = Callable[[list[LabelledText]], Any]
 
@@ -70,8 +72,13 @@ class Baseline:
 def predict_majority(parts: Split, _: Resources) -> Predictions:
     """The most frequent class, or the median score, which has the least absolute error.
 
-    Of classes of which any number may hold the most frequent one alone; the most frequent tag for every word.
+    Of classes of which any number may hold the most frequent one alone; the most frequent tag for every word; the most
+    frequent answer to all questions, which may be none.
     """
+    if parts.test.task == "extractive-qa":
+        usual = Counter(row.answers[0] if row.answers else "" for row in _asked(parts.train)).most_common(1)[0][0]
+        rows = _asked(parts.test)
+        return Predictions("extractive-qa", [row.answers for row in rows], [usual] * len(rows))
     if parts.test.task == "token-classification":
         usual = Counter(tag for row in _tagged(parts.train) for tag in row.tags).most_common(1)[0][0]
         return _tag(parts, lambda word: usual)
@@ -120,6 +127,39 @@ def predict_nearest(parts: Split, _: Resources) -> Predictions:
     return Predictions("generation", _answers(parts.test), [answers[index] for index in closest])
 
 
+def predict_sliding_window(parts: Split, _: Resources) -> Predictions:
+    """As many words as answers in training mostly have, none of them the question's, where most of the question's words
+    stand nearby. Where no word of the question stands in the passage that is no answer, if there are such questions."""
+    taught = (row.answers[0].split() for row in _asked(parts.train) if row.answers)
+    usual = Counter(map(len, taught)).most_common(1)
+    size = usual[0][0] if usual else 1
+    rows = _asked(parts.test)
+    said = [find_window(row.question, row.context, size) for row in rows]
+    if not parts.test.class_names:
+        said = [window or row.context for window, row in zip(said, rows, strict=True)]
+    return Predictions("extractive-qa", [row.answers for row in rows], said)
+
+
+def find_window(question: str, context: str, size: int) -> str:
+    """The `size` words around which the question's words weigh most, each log(1 + 1 / how often it stands in the
+    passage) (Richardson et al. 2013, MCTest, algorithm 1) by how many words it is away; nothing where there is none."""
+    words = list(re.finditer(WORD, context))
+    names, asked = [word[0].casefold() for word in words], set(re.findall(WORD, question.casefold()))
+    counts = Counter(names)
+    weight_W = np.array([math.log1p(1 / counts[name]) if name in asked else 0.0 for name in names])
+    place_W = np.arange(len(words))
+    best, found = 0.0, ""
+    for start in range(len(words) - size + 1):
+        last = start + size - 1
+        if weight_W[start : last + 1].any():
+            continue
+        away_W = np.maximum(1, np.where(place_W < start, start - place_W, place_W - last))
+        score = float((weight_W / away_W).sum())
+        if score > best:
+            best, found = score, context[words[start].start() : words[last].end()]
+    return found
+
+
 def predict_longer(parts: Split, _: Resources) -> Predictions:
     """The longer answer is the better one."""
     rows = [row for row in parts.test.rows if isinstance(row, Ranking)]
@@ -133,11 +173,12 @@ OF_TEXTS: tuple[Task, ...] = ("classification", "multi-label", "regression")
 BASELINES: dict[str, Baseline] = {
     row.name: row
     for row in (
-        Baseline("majority", "guess", (*OF_TEXTS, "token-classification"), predict_majority),
+        Baseline("majority", "guess", (*OF_TEXTS, "token-classification", "extractive-qa"), predict_majority),
         Baseline("usual-tag", "classical", ("token-classification",), predict_usual_tag),
         Baseline("tf-idf", "classical", OF_TEXTS, predict_tfidf),
         Baseline("linear-probe", "classical", OF_TEXTS, predict_probe),
         Baseline("nearest", "retrieval", ("generation",), predict_nearest),
+        Baseline("sliding-window", "classical", ("extractive-qa",), predict_sliding_window),
         Baseline("longer-wins", "guess", ("ranking",), predict_longer),
         Baseline("zero-shot", "prompting", ASKED, predict_zero_shot, decoder_only=True),
         Baseline("few-shot", "prompting", ASKED, predict_few_shot, decoder_only=True),
@@ -204,6 +245,10 @@ def _texts(examples: Examples) -> list[str]:
 
 def _tagged(examples: Examples) -> list[TaggedWords]:
     return [row for row in examples.rows if isinstance(row, TaggedWords)]
+
+
+def _asked(examples: Examples) -> list[SpanQuestion]:
+    return [row for row in examples.rows if isinstance(row, SpanQuestion)]
 
 
 def _tag(parts: Split, tag_of: Callable[[str], str]) -> Predictions:

@@ -85,6 +85,8 @@ def grade(predictions: Predictions) -> Floats:
             return -np.abs(predictions.outputs - predictions.targets).astype(float)
         case "multi-label":
             return (predictions.outputs == predictions.targets).all(1).astype(float)
+        case "extractive-qa":
+            return predictions.by_question[:, 1]
         case "token-classification":
             return predictions.by_row[:, 3] / np.maximum(predictions.by_row[:, 4], 1)
         case _:

@@ -89,6 +89,12 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
         Metric("entity_precision", True, classes.entity_precision, classes.has_entities),
         Metric("entity_recall", True, classes.entity_recall, classes.has_entities),
     ),
+    "extractive-qa": (
+        Metric("token_f1", True, answers.span_f1),
+        Metric("exact_match", True, answers.exact_span),
+        Metric("answerable_f1", True, answers.answerable_f1, answers.has_unanswerable),
+        Metric("unanswerable_accuracy", True, answers.unanswerable_accuracy, answers.has_unanswerable),
+    ),
     "regression": (
         Metric("mae", False, mean_absolute_error),
         Metric("spearman", True, spearman),

@@ -61,6 +61,32 @@ def unfinished(predictions: Predictions, rows: Indices) -> float:
     return 1 - sum(map(bool, ended)) / len(ended) if ended else float("nan")
 
 
+def exact_span(predictions: Predictions, rows: Indices) -> float:
+    """Share of questions whose answer is a right one, letter case, punctuation and articles aside."""
+    return float(predictions.by_question[rows, 0].mean())
+
+
+def span_f1(predictions: Predictions, rows: Indices) -> float:
+    """Mean over questions of the F1 of words with the right answer that is most like; of no answer 1 or 0."""
+    return float(predictions.by_question[rows, 1].mean())
+
+
+def answerable_f1(predictions: Predictions, rows: Indices) -> float:
+    """The same of the questions that have an answer."""
+    _, f1, has_answer = predictions.by_question[rows].T
+    return float(f1[has_answer > 0].mean()) if has_answer.any() else float("nan")
+
+
+def unanswerable_accuracy(predictions: Predictions, rows: Indices) -> float:
+    """Share of the questions without an answer that get none."""
+    exact, _, has_answer = predictions.by_question[rows].T
+    return float(exact[has_answer == 0].mean()) if not has_answer.all() else float("nan")
+
+
+def has_unanswerable(predictions: Predictions) -> bool:
+    return not all(predictions.targets)
+
+
 def has_losses(predictions: Predictions) -> bool:
     return predictions.losses is not None and predictions.num_tokens is not None
 

@@ -50,10 +50,23 @@ def _find_given(rows: list[RawRow], file: Path, inputs: str) -> list[Given]:
                 f"Known: {known}. Rename them"
             )
         return [(str(row.fields[pair[0]]), str(row.fields[pair[1]])) for row in rows]
+    if inputs == "passage":
+        asked, read = (_named_column(part, columns, file) for part in ("question", "context"))
+        return [(str(row.fields[asked]), str(row.fields[read])) for row in rows]
     column = next((name for name in ALIASES["words"] if inputs == "words" and name in columns), None)
     column = column or _text_column(rows, file)
     values = [row.fields[column] for row in rows]
     return [list(map(str, value)) if isinstance(value, list | tuple) else str(value) for value in values]
+
+
+def _named_column(part: str, columns: Sequence[str], file: Path) -> str:
+    found = next((name for name in ALIASES[part] if name in columns), None)
+    if found is None:
+        raise InputError(
+            f"{file}: the run finds answers in passages, and none of its columns ({', '.join(columns)}) is called "
+            f"{' or '.join(ALIASES[part])}. Rename the one that holds the {part}"
+        )
+    return found
 
 
 def _text_column(rows: list[RawRow], file: Path) -> str:

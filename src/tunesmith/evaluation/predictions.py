@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.evaluation.answers import Answers, count_answers
+from tunesmith.evaluation.answers import Answers, count_answers, overlap_f1, squad_words
 from tunesmith.evaluation.tags import entities
 from tunesmith.records import Task
 
@@ -27,6 +27,7 @@ class Predictions:
     regression      targets, outputs: scores (R,)
     ranking         targets: ranks, outputs: rewards of each row's answers
     token-class.    targets, outputs: tags of each row's words, None where none was given
+    extractive-qa   targets: all right answers of each question, none where there is none; outputs: answers, empty so
     generation      targets: reference answers; outputs: answers, None where none was made
     losses          (R,) sum of losses per row in nats (regression: squared error), or None
     num_tokens      (R,) judged tokens per row, or None for one each
@@ -51,6 +52,8 @@ class Predictions:
     def __post_init__(self) -> None:
         if self.task in ("token-classification", "ranking"):
             self.targets, self.outputs = list(map(tuple, self.targets)), list(map(tuple, self.outputs))
+        elif self.task == "extractive-qa":
+            self.targets = list(map(tuple, self.targets))
         elif self.task != "generation":
             self.targets, self.outputs = np.asarray(self.targets), np.asarray(self.outputs)
 
@@ -67,6 +70,18 @@ class Predictions:
         """(R, C) each: right yeses, and yeses of targets and outputs together."""
         targets, outputs = self.targets.astype(bool), self.outputs.astype(bool)
         return (targets & outputs).astype(float), targets.astype(float) + outputs
+
+    @cached_property
+    def by_question(self) -> Floats:
+        """(R, 3): whether an answer is a right one, its share of words with the right one that it is most like, and
+        whether there is one; the first two as SQuAD has them (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv
+        1806.03822)."""
+        counts = []
+        for targets, output in zip(self.targets, self.outputs, strict=True):
+            said, right = squad_words(output), [squad_words(target) for target in targets or ("",)]
+            likest = max(overlap_f1(said, true) for true in right)
+            counts.append((said in right, likest, bool(targets)))
+        return np.array(counts, dtype=float)
 
     @cached_property
     def by_pair(self) -> Floats:

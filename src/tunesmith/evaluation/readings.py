@@ -15,11 +15,12 @@ from scipy.special import softmax
 from tunesmith.data.tokens import TokenRows
 from tunesmith.errors import InputError
 from tunesmith.evaluation.predictions import Predictions
-from tunesmith.records import Example, Examples, LabelledText, Message, Origin, Ranking, TaggedWords, Task
+from tunesmith.evaluation.spans import Found, find_answers
+from tunesmith.records import Example, Examples, LabelledText, Message, Origin, Ranking, SpanQuestion, TaggedWords, Task
 from tunesmith.train.validate import RowOutputs
 
 Names = Sequence[str]
-# A text, two texts that are judged together, or the words of a text.
+# A text, two texts that are judged together (or a question and a passage), or the words of a text.
 Given = str | tuple[str, str] | Sequence[str]
 
 
@@ -29,13 +30,14 @@ class Reading:
 
     score   rows, ids and outputs -> what was said and what would have been right
     row     what is given, class names -> a row to be judged, its target of no meaning
-    tell    logits of one row, (C,) or (words, C), class names -> what is said, in JSON's types
+    tell    logits of one row, (C,) or (words, C), or what was found in a passage; class names -> what is said, in
+            JSON's types
     show    an entry of `Predictions.outputs`, class names -> the same in one line
     """
 
     score: Callable[[Examples, TokenRows, RowOutputs], Predictions]
     row: Callable[[Given, Names, Origin], Example]
-    tell: Callable[[np.ndarray, Names], dict[str, Any]]
+    tell: Callable[[Any, Names], dict[str, Any]]
     show: Callable[[Any, Names], str]
 
 
@@ -71,6 +73,25 @@ def _score_ranking(examples: Examples, rows: TokenRows, outputs: RowOutputs) -> 
     ranks = [row.ranks for row in (examples.rows[place] for place in rows.examples) if isinstance(row, Ranking)]
     rewards = np.split(outputs.logits[:, 0].astype(float), np.cumsum([len(one) for one in ranks])[:-1])
     return Predictions("ranking", ranks, [one.tolist() for one in rewards], outputs.losses)
+
+
+def _score_spans(examples: Examples, rows: TokenRows, outputs: RowOutputs) -> Predictions:
+    found = find_answers(examples, rows, outputs, examples.class_names)
+    kept, of_row = np.unique(np.array(rows.examples), return_inverse=True)
+    asked = [row for row in (examples.rows[place] for place in kept) if isinstance(row, SpanQuestion)]
+    return Predictions(
+        "extractive-qa",
+        [row.answers for row in asked],
+        [one.text for one in found],
+        np.bincount(of_row, outputs.losses).astype(float),
+        np.bincount(of_row, outputs.num_judged).astype(int),
+    )
+
+
+def _passage_row(given: Given, _: Names, origin: Origin) -> Example:
+    if isinstance(given, str) or len(given) != 2:
+        raise InputError(f"{origin}: an answer is found for a pair of texts: a question and a passage")
+    return SpanQuestion(given[0], given[1], (), (), origin)
 
 
 def _answered_row(given: Given, _: Names, origin: Origin) -> Example:
@@ -119,6 +140,11 @@ def _tell_labels(logits_C: np.ndarray, names: Names) -> dict[str, Any]:
     return {"labels": held, "probabilities": dict(zip(names, chances, strict=True))}
 
 
+def _tell_span(found: Found, _: Names) -> dict[str, Any]:
+    place = {"start": found.start, "end": found.start + len(found.text)} if found.text else {}
+    return {"answer": found.text, **place, "margin": found.margin}
+
+
 def _tell_tags(logits_NC: np.ndarray, names: Names) -> dict[str, Any]:
     return {"tags": [names[tag] for tag in logits_NC.argmax(1)]}
 
@@ -147,6 +173,7 @@ READINGS: Mapping[Task, Reading] = {
         lambda logits, names: {"reward": float(logits[0])},
         lambda said, names: ", ".join(f"{reward:.2f}" for reward in said),
     ),
+    "extractive-qa": Reading(_score_spans, _passage_row, _tell_span, lambda said, names: said or "no answer"),
     "token-classification": Reading(
         _score_tags, _words_row, _tell_tags, lambda said, names: " ".join(tag or "-" for tag in said)
     ),

@@ -12,9 +12,9 @@ import torch
 
 from tunesmith.config import CompareConfig, TuneConfig
 from tunesmith.data.quality.findings import whole_text
-from tunesmith.data.sides import use_prefix
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
+from tunesmith.data.windows import use_keys
 from tunesmith.evaluation.baselines import find_baseline
 from tunesmith.evaluation.forgetting import measure_forgetting
 from tunesmith.evaluation.metrics import score
@@ -25,7 +25,17 @@ from tunesmith.evaluation.readings import READINGS
 from tunesmith.evaluation.tasks import predict_asked, predict_rows
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, count_parameters, load_network, rest
-from tunesmith.records import Conversation, Examples, LabelledText, Origin, Split, System, TaggedWords, Task
+from tunesmith.records import (
+    Conversation,
+    Examples,
+    LabelledText,
+    Origin,
+    SpanQuestion,
+    Split,
+    System,
+    TaggedWords,
+    Task,
+)
 from tunesmith.runs.folder import FROZEN
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, peak_memory, seed_everything
@@ -165,7 +175,7 @@ class _Model:
         if self._loaded is not None and self._loaded.task == task:
             return self._loaded
         network = load_network(self._config.model, task, self._parts.train.class_names)
-        use_prefix(network.tokenizer, self._config.source_prefix)
+        use_keys(network.tokenizer, task, self._config)
         rest(network, self._dtype, self._device)
         self.num_parameters = count_parameters(network)[1]
         self._loaded = network
@@ -176,7 +186,7 @@ def _samples(parts: Split, predictions: Predictions) -> tuple[dict[str, str], ..
     """The first test rows as a person would read them."""
     shown = []
     for row, output in list(zip(parts.test.rows, predictions.outputs, strict=True))[:SAMPLES_SHOWN]:
-        if isinstance(row, LabelledText | TaggedWords):
+        if isinstance(row, LabelledText | TaggedWords | SpanQuestion):
             said = READINGS[parts.test.task].show(output, parts.test.class_names)
             shown.append({"input": whole_text(row), "expected": describe_target(row), "output": said})
         elif isinstance(row, Conversation) and output is not None:

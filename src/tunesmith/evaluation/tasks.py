@@ -19,6 +19,7 @@ from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompting import WORDINGS, Prompting, fit_before
 from tunesmith.evaluation.readings import READINGS, Given, by_row
+from tunesmith.evaluation.spans import find_answers
 from tunesmith.models.generate import Decoding, generate, sample, stream
 from tunesmith.models.load import Network, load_network, rest
 from tunesmith.records import (
@@ -70,7 +71,8 @@ def predict_rows(
             seconds=time.monotonic() - started,
         )
     said = READINGS[examples.task].score(examples, rows, outputs)
-    lengths = [len(row.input_ids) for row in rows]
+    # A passage is read window by window.
+    lengths = np.bincount(np.unique(rows.examples, return_inverse=True)[1], rows.lengths).astype(int).tolist()
     return replace(said, prompt_tokens=lengths, seconds=time.monotonic() - started)
 
 
@@ -171,18 +173,19 @@ def fit_classes(examples: Examples, network: Network) -> Examples:
         raise InputError(f"the data is for {examples.task}, '{network.source}' does {network.task}")
     unknown = sorted(set(examples.class_names) - set(network.class_names))
     if unknown:
-        raise InputError(
-            f"label '{unknown[0]}' is unknown to '{network.source}'. It knows {', '.join(network.class_names)}"
-        )
+        known = ", ".join(network.class_names) or "none"
+        raise InputError(f"label '{unknown[0]}' is unknown to '{network.source}'. It knows {known}")
     return Examples(examples.task, examples.rows, network.class_names, examples.recognised, examples.fingerprint)
 
 
 def predict_texts(network: Network, texts: Sequence[Given], max_new_tokens: int = 256) -> list[dict[str, Any]]:
     """One mapping per text: `label` and `probability`, `labels` and `probabilities`, `score`, `tags`, or `answer`.
 
+    Of an answer that was found in a passage also where it is, and by how many logits it is ahead of no answer.
+
     Args:
-        texts: texts, or pairs of texts for a model that judges pairs; words, or a text to be divided at its blanks, for
-            token classification.
+        texts: texts, or pairs of texts for a model that judges pairs; a question and a passage; words, or a text to
+            be divided at its blanks, for token classification.
     """
     dtype = _dtype(network)
     if network.task == "generation":
@@ -202,8 +205,13 @@ def _judge(network: Network, examples: Examples, dtype: torch.dtype) -> Iterator
     """What is said of each row; None is the tag of a word that was cut off."""
     rows = tokenize(examples, network.tokenizer, network.max_positions - network.num_virtual)
     outputs = validate(network, rows, dtype)
-    for row, logits in zip(examples.rows, by_row(outputs, JUDGED[network.task] == "words"), strict=True):
-        said = READINGS[network.task].tell(logits, network.class_names)
+    parts: Sequence[Any] = (
+        find_answers(examples, rows, outputs, network.class_names)
+        if network.task == "extractive-qa"
+        else by_row(outputs, JUDGED[network.task] == "words")
+    )
+    for row, part in zip(examples.rows, parts, strict=True):
+        said = READINGS[network.task].tell(part, network.class_names)
         if isinstance(row, TaggedWords):
             said["tags"] += [None] * (len(row.words) - len(said["tags"]))
         yield said

@@ -1,7 +1,8 @@
-"""Heads that judge: how each model family turns hidden states into what it says of a row, or of words.
+"""Heads that judge: how each model family turns hidden states into what it says of a row, of words, or of tokens.
 
 One row of a table per way of building the head, not per model: ROW_HEADS for the modules of transformers' own
-`...ForSequenceClassification` classes, WORD_HEADS for those of `...ForTokenClassification`. They are called on the
+`...ForSequenceClassification` classes, WORD_HEADS for those of `...ForTokenClassification`, SPAN_HEADS for those of
+`...ForQuestionAnswering`. They are called on the
 pooled states, so a saved folder gives the same logits in plain transformers. TASK_HEADS says which task has which.
 
 Shape letters: S rows, N judged places, D hidden width, C classes (1 for a score).
@@ -20,6 +21,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -27,14 +29,16 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from tunesmith.errors import InputError
 from tunesmith.models.masked import MASKED_HEADS
-from tunesmith.models.seq2seq import family_of
+from tunesmith.models.seq2seq import family_of, refuse_unknown
 from tunesmith.records import PackedBatch, Task
 
 Pooling = Literal["first", "last", "mean", "judged"]
@@ -78,6 +82,14 @@ def _dropout_classifier(model: PreTrainedModel, states_ND: torch.Tensor) -> torc
 
 def _dropout_score(model: PreTrainedModel, states_ND: torch.Tensor) -> torch.Tensor:
     return model.score(model.dropout(states_ND))
+
+
+def _span_head(model: PreTrainedModel, states_ND: torch.Tensor) -> torch.Tensor:
+    return model.qa_outputs(states_ND)
+
+
+def _distilbert_span_head(model: PreTrainedModel, states_ND: torch.Tensor) -> torch.Tensor:
+    return model.qa_outputs(model.dropout(states_ND))
 
 
 def _judged(_: PreTrainedModel) -> Pooling:
@@ -124,11 +136,24 @@ WORD_HEADS: dict[str, Head] = {
 }
 
 
+_SPAN = Head(("qa_outputs",), _judged, _span_head)
+
+SPAN_HEADS: dict[str, Head] = {
+    "bert": _SPAN,
+    "roberta": _SPAN,
+    "xlm-roberta": _SPAN,
+    "camembert": _SPAN,
+    "electra": _SPAN,
+    "distilbert": Head(("qa_outputs",), _judged, _distilbert_span_head),
+    "modernbert": Head(("head", "classifier"), _judged, _modernbert_head),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TaskHead:
     """One row of TASK_HEADS: the class of transformers that a model is loaded as, the architectures that have one,
     what PEFT and the configuration call the task, and the heads. `score` is the head of all decoders that are not
-    listed, which end in a layer of that name."""
+    listed, which end in a layer of its name."""
 
     auto: Any
     architectures: Mapping[str, str]
@@ -163,6 +188,14 @@ TASK_HEADS: dict[Task, TaskHead] = {
         WORD_HEADS,
         Head(("score",), _judged, _dropout_score),
     ),
+    "extractive-qa": TaskHead(
+        AutoModelForQuestionAnswering,
+        MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+        TaskType.QUESTION_ANS,
+        None,
+        SPAN_HEADS,
+        _SPAN,
+    ),
 }
 
 
@@ -174,10 +207,11 @@ def find_head(model: PreTrainedModel, task: Task) -> Head:
     """
     kind = TASK_HEADS[task]
     head = kind.heads.get(model.config.model_type)
-    if head is None and hasattr(model, "score"):
+    last = kind.score.modules[-1]
+    if head is None and hasattr(model, last) and not is_encoder(model.config):
         head = kind.score
     if head is None:
-        known = ", ".join([*kind.heads, "decoders with a score layer"])
+        known = ", ".join([*kind.heads, f"decoders with a {last} layer"])
         raise InputError(f"{type(model).__name__}: its head for {task} is not known to tunesmith. Known: {known}")
     return head
 
@@ -203,6 +237,18 @@ def choose_class(config: PreTrainedConfig, task: Task) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
+def rename_weights(config: PreTrainedConfig, task: Task) -> dict[str, str]:
+    """Names of weights in files -> their names in the class for the task, as transformers' `key_mapping` takes them.
+
+    Of most decoders its classes for question answering call the body otherwise than those that write, whose files there
+    are."""
+    asking, writing = AutoModelForQuestionAnswering._model_mapping, AutoModelForCausalLM._model_mapping
+    if task != "extractive-qa" or type(config) not in writing:
+        return {}
+    own, theirs = (mapping[type(config)].base_model_prefix for mapping in (asking, writing))
+    return {} if own == theirs else {rf"^{theirs}\.": f"{own}."}
+
+
 @torch.no_grad()
 def draw_reward_head(model: PreTrainedModel) -> None:
     """Weights from N(0, 1 / (D + 1)), that is a standard deviation of 1 / sqrt(D + 1), and no bias: the first rewards
@@ -225,7 +271,29 @@ def start_at_frequencies(model: PreTrainedModel, new_modules: Sequence[str], sha
             module.bias.data.copy_(logits_C)
 
 
-def refuse_headless(config: PreTrainedConfig, task: Task, name: str) -> None:
+def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
+    """Raises an InputError when a model of this kind cannot do the task."""
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        if task not in ("generation", "text"):
+            raise InputError(
+                f"'{name}' is an encoder-decoder ({kind}): it writes texts, and the data is for {task}. Take an "
+                "encoder such as minilm-l6, or give the classes as texts to write (source/target)"
+            )
+        return refuse_unknown(config, name)
+    if task == "text" and is_encoder(config) and kind in MASKED_HEADS:
+        return
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config)
+    if task not in TASK_HEADS and not causal:
+        raise InputError(
+            f"'{name}' is an encoder ({kind}): it cannot write text. Take a decoder such as "
+            f"smollm2-135m-instruct, or give the data a task it can do ({', '.join(TASK_HEADS)})"
+        )
+    if task in TASK_HEADS:
+        _refuse_headless(config, task, name)
+
+
+def _refuse_headless(config: PreTrainedConfig, task: Task, name: str) -> None:
     """Raises an InputError when transformers has no class of this architecture for the task."""
     if config.model_type not in TASK_HEADS[task].architectures:
         raise InputError(
@@ -244,6 +312,8 @@ def type_for_peft(model: PreTrainedModel) -> TaskType:
 def head_settings(task: Task, class_names: Sequence[str]) -> dict[str, Any]:
     """What the configuration says of the head, and of what its numbers mean."""
     problem = {"problem_type": TASK_HEADS[task].problem_type}
+    if task == "extractive-qa":  # two numbers a token: how well an answer begins there, and ends there
+        return problem | {"num_labels": 2}
     if not class_names:
         return problem | {"num_labels": 1}
     return problem | {

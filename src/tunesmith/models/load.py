@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from tunesmith import assets
@@ -35,11 +34,11 @@ from tunesmith.models.heads import (
     head_settings,
     is_encoder,
     name_head_modules,
-    refuse_headless,
+    refuse_unfit,
+    rename_weights,
 )
 from tunesmith.models.hub import fetch_model
 from tunesmith.models.lean import use_lean_layers
-from tunesmith.models.masked import MASKED_HEADS
 from tunesmith.models.safety import ADAPTER_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, check_folder, has_weights
 from tunesmith.models.template import check_template
 from tunesmith.models.weights import fingerprint, read_json, refuse_broken
@@ -252,11 +251,17 @@ def _read_model(
     # The attention is exchanged afterwards: what the configuration asks for would be imported, or fetched, in vain.
     kwargs: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "attn_implementation": "eager"}
     kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
-    auto = choose_class(load_config(folder, given), task)
+    config = load_config(folder, given)
     if task in TASK_HEADS:
         kwargs |= head_settings(task, class_names)
+    renamed = rename_weights(config, task)
+    if renamed:
+        kwargs["key_mapping"] = renamed
     with _naming(f"cannot load the weights of '{given}'", "Fetch the model again"), quietly():
-        return auto.from_pretrained(folder, trust_remote_code=False, **kwargs)
+        model, info = choose_class(config, task).from_pretrained(folder, trust_remote_code=False, **kwargs)
+    if renamed:  # else saving would give them their old names, by which plain transformers does not find them
+        model._weight_conversions = None
+    return model, info
 
 
 def _merge(network: Network, folder: Path) -> None:
@@ -319,27 +324,6 @@ def _tell_pad_from_end(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id in stops:
         others = (token for token in [*tokenizer.all_special_ids, *range(len(tokenizer))] if token not in stops)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(others))
-
-
-def refuse_unfit(config: PreTrainedConfig, task: Task, name: str) -> None:
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        if task not in ("generation", "text"):
-            raise InputError(
-                f"'{name}' is an encoder-decoder ({kind}): it writes texts, and the data is for {task}. Take an "
-                "encoder such as minilm-l6, or give the classes as texts to write (source/target)"
-            )
-        return seq2seq.refuse_unknown(config, name)
-    if task == "text" and is_encoder(config) and kind in MASKED_HEADS:
-        return
-    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder(config)
-    if task not in TASK_HEADS and not causal:
-        raise InputError(
-            f"'{name}' is an encoder ({kind}): it cannot write text. Take a decoder such as "
-            f"smollm2-135m-instruct, or give the data a task it can do ({', '.join(TASK_HEADS)})"
-        )
-    if task in TASK_HEADS:
-        refuse_headless(config, task, name)
 
 
 def _check_loaded(network: Network, info: dict[str, Any]) -> None:

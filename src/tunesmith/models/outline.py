@@ -17,14 +17,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tunesmith.models.heads import TASK_HEADS, choose_class, head_settings
+from tunesmith.models.heads import TASK_HEADS, choose_class, head_settings, refuse_unfit
 from tunesmith.models.load import (
     Network,
     enclose,
     find_base,
     load_config,
     quietly,
-    refuse_unfit,
     resolve_model,
     use_our_layers,
 )

@@ -20,7 +20,7 @@ from tunesmith.records import PackedBatch, PackedSource
 
 def packed_logits(network: Network, batch: PackedBatch) -> torch.Tensor:
     """(N, V) next-token logits at `batch.predict_from` for generation, (N, C) of the places themselves for token
-    classification, else (S, C) for the rows."""
+    classification and, with C = 2 for begin and end, extractive question answering, else (S, C) for the rows."""
     if batch.source is not None:
         return two_sided_logits(network.model, packed_hidden(network, batch)[batch.predict_from])
     if network.task not in TASK_HEADS:

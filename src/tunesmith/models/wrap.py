@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
@@ -50,7 +50,9 @@ def wrap(model: PreTrainedModel, config: PeftConfig) -> Any:
             "virtual tokens are put before one row of tokens, and an encoder-decoder reads two. Take lora, "
             "bottleneck or bitfit"
         )
-    config.task_type = type_for_peft(model)
+    kind = type_for_peft(model)
+    # PEFT's own class for question answering keeps the types of tokens to itself; its plain one hands on all it gets.
+    config.task_type = None if kind == TaskType.QUESTION_ANS and not config.is_prompt_learning else kind
     with _quietly():
         return get_peft_model(model, config)
 

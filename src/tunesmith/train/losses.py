@@ -125,6 +125,27 @@ def likeliest_divergence_N(logits_NV: torch.Tensor, ids_NK: torch.Tensor, logpro
     return inside_N + rest_p_N * (rest_p_N.log() - rest_q_N.log())
 
 
+def span_loss_S(logits_N2: torch.Tensor, targets_S3: torch.Tensor, penalty: Penalty = PLAIN) -> torch.Tensor:
+    """Mean of -log p(first place) and -log p(last place), each over all places of a row, in float32. Returns (S,).
+
+    (Devlin et al. 2019, arXiv 1810.04805, section 4.2, where it is their sum; transformers takes the mean.)
+
+    Args:
+        logits_N2: of all places of all rows, those of the first row first: as a beginning, as an end.
+        targets_S3: first and last place of the answer within its row, and how many places the row has.
+    """
+    counts_S = targets_S3[:, 2]
+    is_there_SL = torch.arange(int(counts_S.max()), device=counts_S.device) < counts_S[:, None]
+    outside_SL = torch.full(is_there_SL.shape, -torch.inf, device=logits_N2.device)
+    ends = (
+        cross_entropy_N(
+            outside_SL.masked_scatter(is_there_SL, logits_N2[:, which].float()), targets_S3[:, which], penalty
+        )
+        for which in (0, 1)
+    )
+    return sum(ends) / 2  # type: ignore[return-value]
+
+
 def squared_error_N(predictions_N1: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """(prediction - target)^2 in float32. Returns (N,)."""
     return (predictions_N1.float().squeeze(-1) - targets_N.float()).square()

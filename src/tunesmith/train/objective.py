@@ -20,6 +20,7 @@ from tunesmith.train.losses import (
     cross_entropy_N,
     linear_cross_entropy_N,
     ranking_loss_S,
+    span_loss_S,
     squared_error_N,
 )
 from tunesmith.train.preference import Pairs, Preference, preference_loss_S
@@ -40,6 +41,8 @@ _SOFTMAX = frozenset({"label_smoothing", "z_loss"})
 OBJECTIVES: dict[Task, Objective] = {
     "classification": Objective(cross_entropy_N, _SOFTMAX),
     "token-classification": Objective(cross_entropy_N, _SOFTMAX),
+    # Places that a shorter row does not have get no share of a target.
+    "extractive-qa": Objective(span_loss_S, frozenset({"z_loss"})),
     # Without a softmax there is no normaliser that could drift.
     "multi-label": Objective(binary_cross_entropy_N, frozenset({"label_smoothing"})),
     "regression": Objective(lambda logits, targets, _: squared_error_N(logits, targets), frozenset()),
@@ -61,8 +64,9 @@ def refuse_penalty(task: Task, penalty: Penalty) -> None:
 def judged_losses(
     network: Network, batch: PackedBatch, terms: Penalty | Preference = PLAIN
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses (N,) of the judged places, and of tasks that judge the logits: (S, C) of rows, (N, C) of words, (A, 1) of
-    answers that are ranked. Of preferences losses (S,) by the rule, and log-probabilities (S, 2) of the answers.
+    """Losses (N,) of the judged places, and of tasks that judge the logits: (S, C) of rows, (N, C) of words, (N, 2) of
+    all places for spans, (A, 1) of answers that are ranked. Of preferences losses (S,) by the rule, and
+    log-probabilities (S, 2) of the answers.
 
     Run it under `autocast`; losses are float32 whatever the model computes in.
     """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tunesmith.data.pack import pack, token_batches
+from tunesmith.data.windows import find_windows
 from tunesmith.models.heads import TASK_HEADS
 from tunesmith.models.load import Network
 from tunesmith.models.packed import packed_embeddings
@@ -17,6 +18,7 @@ from tunesmith.runtime import autocast
 from tunesmith.train.losses import PLAIN, Penalty
 from tunesmith.train.objective import judged_losses
 from tunesmith.train.preference import Preference
+from tunesmith.train.spans import best_spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class RowOutputs:
     num_judged  (R,) places judged: trained tokens or words, or 1
     logits      (R, C) for tasks that judge rows: C classes, 1 for a score. Token classification: (sum(num_judged), C),
                 words of the first row first. Ranking: (answers, 1), those of the first row first. Preference: (R, 2),
-                the answers' log-probabilities. (R, 0) for generation
+                the answers' log-probabilities. Extractive QA: (R, 4), what `best_span` says of a window.
+                (R, 0) for generation
     """
 
     losses: np.ndarray
@@ -50,7 +53,8 @@ def validate(
     places = [row.num_trained if JUDGED[network.task] in ("words", "answers") else 1 for row in rows]
     heights = [_count_logits(network.task, row) for row in rows]
     starts = np.cumsum(heights) - heights
-    width = network.model.config.num_labels if network.task in TASK_HEADS else WIDTHS.get(network.task, 0)
+    width = WIDTHS.get(network.task, network.model.config.num_labels if network.task in TASK_HEADS else 0)
+    longest = find_windows(network.tokenizer).max_answer_length
     all_logits = np.zeros((sum(heights), width), dtype=np.float32)
     for batch in _batches(rows, network.num_virtual, share=network.is_decoder):
         indices, placed = list(batch.rows), batch.to(device)
@@ -60,14 +64,16 @@ def validate(
         sizes = [places[index] for index in indices]
         for index, part in zip(indices, np.split(judged, np.cumsum(sizes)[:-1]), strict=True):
             losses[index], counts[index] = part.sum(), len(part)
-        if logits is not None:
+        if logits is not None and network.task == "extractive-qa":
+            all_logits[indices] = best_spans(logits.float().cpu().numpy(), [rows[index] for index in indices], longest)
+        elif logits is not None:
             wanted = [starts[index] + place for index in indices for place in range(heights[index])]
             all_logits[wanted] = logits.float().cpu().numpy()
     return RowOutputs(losses, counts, all_logits)
 
 
-# Numbers said of a row by models without a head that judges.
-WIDTHS: dict[Task, int] = {"preference": 2}
+# Numbers said of a row, where they are not the head's own.
+WIDTHS: dict[Task, int] = {"preference": 2, "extractive-qa": 4}
 
 
 def _count_logits(task: Task, row: TokenizedExample) -> int:
@@ -110,6 +116,12 @@ def _share_of_words(logits_NC: np.ndarray, rows: Sequence[TokenizedExample]) -> 
     return float((logits_NC.argmax(1) == tags_N).mean())
 
 
+def _share_of_spans(found_R4: np.ndarray, rows: Sequence[TokenizedExample]) -> float:
+    """Of all windows, how many have both ends right, or rightly none."""
+    said_R2 = np.where(found_R4[:, :1] > found_R4[:, 3:], found_R4[:, 1:3], 0)
+    return float((said_R2 == [row.target for row in rows]).all(1).mean())
+
+
 def _micro_f1(logits_RC: np.ndarray, rows: Sequence[TokenizedExample]) -> float:
     said_RC, true_RC = logits_RC > 0, np.array([row.target for row in rows], dtype=bool)
     return 2 * float((said_RC & true_RC).sum()) / max(1.0, float(said_RC.sum() + true_RC.sum()))
@@ -120,6 +132,7 @@ WATCHED: dict[Task, tuple[str, Callable[[np.ndarray, Sequence[TokenizedExample]]
     "classification": ("accuracy", _share_of_rows),
     "multi-label": ("micro_f1", _micro_f1),
     "token-classification": ("accuracy", _share_of_words),
+    "extractive-qa": ("accuracy", _share_of_spans),
     "ranking": ("accuracy", _share_of_pairs),
     "preference": ("accuracy", _share_ahead),
 }

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tunesmith.data.quality.secrets import masked
-from tunesmith.records import Conversation, Example, Judgement, LabelledText, PlainText, Ranking, TaggedWords
+from tunesmith.records import (
+    UNANSWERABLE,
+    Conversation,
+    Example,
+    Judgement,
+    LabelledText,
+    PlainText,
+    Ranking,
+    SpanQuestion,
+    TaggedWords,
+)
 from tunesmith.terminal import describe_count
 
 SHOWN = 20
@@ -80,20 +90,31 @@ def excerpt(text: str) -> str:
 
 
 def whole_text(row: Example) -> str:
-    """Everything that a row says, but not its label: what makes two rows alike."""
+    """Everything that a row says, but not its label."""
     if isinstance(row, LabelledText):
         return row.whole
     if isinstance(row, PlainText):
         return row.text
     if isinstance(row, TaggedWords):
         return " ".join(row.words)
+    if isinstance(row, SpanQuestion):
+        return f"{row.question}\n{row.context}"
     return "\n".join([*(turn.content for turn in turns_of(row)), *answers_of(row)])
+
+
+def own_text(row: Example) -> tuple[str, str]:
+    """What makes two rows alike, and what must be equal besides: of questions to one passage each has its own words."""
+    if isinstance(row, SpanQuestion):
+        return "\n".join([row.question, *row.answers]), row.context
+    return whole_text(row), ""
 
 
 def classes_of(row: Example) -> tuple[str, ...]:
     """The names of the classes or tags that a row has; none for scores and conversations."""
     if isinstance(row, TaggedWords):
         return row.tags
+    if isinstance(row, SpanQuestion):
+        return () if row.answers else (UNANSWERABLE,)
     if not isinstance(row, LabelledText) or isinstance(row.target, float):
         return ()
     return row.target if isinstance(row.target, tuple) else (row.target,)

@@ -17,10 +17,11 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from zlib import crc32
 
 import numpy as np
 
-from tunesmith.data.quality.findings import whole_text
+from tunesmith.data.quality.findings import own_text
 from tunesmith.records import Example
 
 GRAM = 5  # letters
@@ -74,6 +75,12 @@ def shingles(text: str) -> np.ndarray:
     return (mixed >> np.uint64(32)).astype(np.uint32)
 
 
+def row_shingles(row: Example) -> np.ndarray:
+    """Those of a row's own text. Where more must be equal for two rows to be alike, they are other ones by that."""
+    text, besides = own_text(row)
+    return shingles(text) ^ np.uint32(crc32(besides.encode("utf-8", "surrogatepass")))
+
+
 class Sketches:
     """Sketches of rows as a pass over the data meets them.
 
@@ -91,7 +98,7 @@ class Sketches:
     def of(cls, rows: Sequence[Example]) -> Sketches:
         """With the common shingles of these rows, none of which is met yet."""
         step = max(1, len(rows) // SAMPLE)
-        found = [distinct(shingles(whole_text(rows[index]))) for index in range(0, len(rows), step)]
+        found = [distinct(row_shingles(rows[index])) for index in range(0, len(rows), step)]
         values, counts = np.unique(np.concatenate(found), return_counts=True) if found else (_NOTHING, _NOTHING)
         common = np.zeros(2**COMMON_BITS, dtype=bool)
         common[values[counts >= max(COMMON_FROM, COMMON_SHARE * len(found))] >> _TO_COMMON] = True
@@ -107,7 +114,7 @@ class Sketches:
 
     def shingles(self, row: Example) -> np.ndarray:
         """Those of a row that count; none when too few do."""
-        found = shingles(whole_text(row))
+        found = row_shingles(row)
         found = found[~self.common[found >> _TO_COMMON]]
         return found if len(found) >= FEWEST_SHINGLES else _NOTHING
 
