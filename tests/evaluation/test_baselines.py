@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from tests.parity.tiny import make_model, make_network, make_tokenizer
 
-from tunesmith.config import CompareConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, find_baseline
 from tunesmith.evaluation.metrics import score

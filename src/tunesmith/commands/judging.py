@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json, print_lines
-from tunesmith.config import CompareConfig, split_list, split_mapping
+from tunesmith.config import split_list, split_mapping
 from tunesmith.config_align import JudgeConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.flags import flags_of
 from tunesmith.storage import write_text

@@ -20,7 +20,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import CompareConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, BOUND, find_baseline

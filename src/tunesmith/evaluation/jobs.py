@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import CompareConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.systems import WITH_RAG, run_baseline, run_method, run_reader
 from tunesmith.records import Interval, Split, System

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import CompareConfig, TuneConfig
+from tunesmith.config import TuneConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.data.quality.findings import whole_text
 from tunesmith.data.sides import use_prefix
 from tunesmith.data.tokenize import tokenize
