@@ -332,6 +332,7 @@ class System:
     validation metric. `forgotten` holds one mapping per measure of forgetting, where that was asked for: what
     `evaluation.forgetting.Change` has. `prompt_tokens` and `answer_seconds` are means over the test rows that were
     answered, in batches; None where nothing was asked of a model. `note` says how it was chosen, where it was.
+    `search` is that for its learning rate, where there was one: what `evaluation.search.Search` has.
     """
 
     name: str
@@ -353,6 +354,7 @@ class System:
     answer_seconds: float | None = None
     stored_bytes: int = 0
     note: str = ""
+    search: Mapping[str, Any] = field(default_factory=dict)
     folder: str = ""
     error: str = ""
 

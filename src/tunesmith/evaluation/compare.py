@@ -26,7 +26,7 @@ from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, BOUND, find_baseline
 from tunesmith.evaluation.beside import count_confusions, set_beside
 from tunesmith.evaluation.forgetting import load_second
-from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
+from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_all, start_server
 from tunesmith.evaluation.metrics import METRICS, paired_difference
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.report import write_report
@@ -45,7 +45,17 @@ from tunesmith.tuning import find_max_length
 
 RESULT = "comparison.json"
 # Keys that no single system's result depends on, or only by its own entry.
-NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes", "check", "report_to"}
+NO_INPUTS = {
+    "output",
+    "methods",
+    "baselines",
+    "learning_rates",
+    "save_steps",
+    "save_minutes",
+    "check",
+    "report_to",
+    "budget",
+}
 REPORT = "report.html"
 
 
@@ -78,6 +88,7 @@ class Comparison:
                 "prompt_tokens": system.prompt_tokens,
                 "answer_seconds": system.answer_seconds,
                 "stored_bytes": system.stored_bytes,
+                "learning_rate": system.learning_rate,
                 "error": system.error,
             }
             for one in system.forgotten:
@@ -122,7 +133,7 @@ def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
         with explained("The comparison", folder):
             write_text(folder / "config.yaml", config.to_yaml())
         _announce(config, parts, jobs)
-        systems = [run_or_reuse(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
+        systems = run_all(jobs)
         shutil.rmtree(folder / FROZEN, ignore_errors=True)
         return _conclude(config, folder, parts, systems, time.monotonic() - started)
 
@@ -158,7 +169,10 @@ def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
 def _key(config: CompareConfig, parts: Split, kind: str, name: str) -> str:
     """sha256 over the configuration that bears on this system and over its data."""
     relevant = config.model_dump(mode="json", exclude=NO_INPUTS)
-    relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name.removesuffix(WITH_RAG))}
+    rate = config.learning_rates.get(name.removesuffix(WITH_RAG))
+    relevant |= {"kind": kind, "name": name, "learning_rate": rate}
+    if config.budget is not None and kind == "method" and rate is None:
+        relevant |= {"budget": config.budget}
     relevant |= {"data": [part.fingerprint for part in (parts.train, parts.validation, parts.test)]}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompted import Resources, found_passages, reading
 from tunesmith.evaluation.prompting import Prompting
 from tunesmith.evaluation.readings import READINGS
+from tunesmith.evaluation.search import Search
 from tunesmith.evaluation.tasks import predict_asked, predict_rows
 from tunesmith.methods.table import find_method
 from tunesmith.models.load import Network, count_parameters, load_network, rest
@@ -37,13 +38,16 @@ from tunesmith.tuning import tune
 SAMPLES_SHOWN = 8
 # Of a tuned model that answers behind passages.
 WITH_RAG = "+rag"
+RUN = "run"
 
 
-def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
-    """Tunes by one method and judges the result on the test part."""
+def run_method(
+    name: str, folder: Path, config: CompareConfig, parts: Split, search: Search | None = None
+) -> tuple[System, Predictions]:
+    """Tunes by one method, at the rate that a search has chosen where there was one, and judges on the test part."""
     started = time.monotonic()
-    states = folder.parents[1] / FROZEN  # in the comparison's own folder: methods that freeze the same share them
-    run = tune(_tune_config(config, name, folder / "run"), parts, brief=True, states=states)
+    rate = config.learning_rates.get(name) if search is None else search.chosen
+    run = tune(tune_config(config, name, folder / RUN, rate), parts, brief=True, states=states_of(folder))
     device, dtype = _where(config)
     predictions = predict_rows(run.network, parts.test, dtype, config.max_generated, config.max_new_tokens)
     system = System(
@@ -53,9 +57,9 @@ def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> 
         metrics=score(predictions, config.seed).metrics,
         trainable_parameters=run.manifest["trainable_parameters"],
         total_parameters=run.manifest["total_parameters"],
-        peak_memory=peak_memory(device),
+        peak_memory=max(peak_memory(device), run.manifest["peak_memory"]),
         train_seconds=run.outcome["train_seconds"],
-        total_seconds=time.monotonic() - started,
+        total_seconds=time.monotonic() - started + (0 if search is None else search.spent),
         tokens_per_second=run.outcome["tokens_per_second"],
         learning_rate=run.manifest["learning_rate"],
         curve=tuple(run.outcome["curve"]),
@@ -63,9 +67,15 @@ def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> 
         folder=str(run.folder),
         stored_bytes=sum(file.stat().st_size for file in run.folder.glob("*.safetensors")),
         forgotten=_forgotten(run, config),
+        search={} if search is None else search.to_mapping(),
         **_use(predictions),
     )
     return system, predictions
+
+
+def states_of(folder: Path) -> Path:
+    """In the comparison's own folder: methods that freeze the same share them."""
+    return folder.parents[1] / FROZEN
 
 
 def _use(predictions: Predictions) -> dict[str, Any]:
@@ -93,6 +103,7 @@ def run_reader(tuned: System, config: CompareConfig, parts: Split) -> tuple[Syst
         total_seconds=tuned.total_seconds + time.monotonic() - started,
         samples=_samples(parts, predictions),
         curve=(),
+        search={},
         **_use(predictions),
     )
     return system, predictions
@@ -127,9 +138,9 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
     return system, predictions
 
 
-def _tune_config(config: CompareConfig, method: str, folder: Path) -> TuneConfig:
+def tune_config(config: CompareConfig, method: str, folder: Path, learning_rate: float | None) -> TuneConfig:
     shared = {name: getattr(config, name) for name in TuneConfig.model_fields if name in CompareConfig.model_fields}
-    own = {"method": method, "output": folder, "learning_rate": config.learning_rates.get(method)}
+    own = {"method": method, "output": folder, "learning_rate": learning_rate}
     # What was interrupted goes on if it was asked the same thing, else it is replaced.
     return TuneConfig(**shared | own, resume=True, overwrite=True)
 
