@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from tunesmith.config import Names, TrainingConfig, split_mapping
 
-
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 

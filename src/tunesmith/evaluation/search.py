@@ -236,7 +236,9 @@ def describe(search: Search, warmup_ratio: float) -> str:
     """What a reader must know of how a rate was chosen."""
     own = f"the method's own rate, {search.trials[0].rate:g}"
     if not search.rungs:
-        needed = search.spent + price(2, least_rung(search.num_steps, warmup_ratio), search) / (1 - RESERVE)
+        counts_on = search.spent - search.visit_seconds
+        more = price(2, least_rung(search.num_steps, warmup_ratio), search) - counts_on
+        needed = search.spent + more / (1 - RESERVE)
         return (
             f"{own}: {describe_seconds(search.seconds)} are too few to compare it with another, which takes about "
             f"{describe_seconds(needed)}"
@@ -269,7 +271,8 @@ def _tell(search: Search, trial: Trial) -> str:
 def _outcome(search: Search, own: str) -> str:
     if search.chosen is None:
         return f"{own}: no two could be compared"
-    text = f"{search.chosen:g}, {search.chosen / search.trials[0].rate:.2g} times the method's own"
+    factor = search.chosen / search.trials[0].rate
+    text = f"{search.chosen:g}, {'' if factor == 1 else f'{factor:.2g} times '}the method's own"
     tried = [trial.rate for trial in search.trials if trial.losses]
     if len(tried) > 1 and search.chosen in (min(tried), max(tried)):
         text += f", the {'lowest' if search.chosen == min(tried) else 'highest'} that was tried"
