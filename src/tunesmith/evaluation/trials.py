@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tunesmith.config import TuneConfig
-from tunesmith.evaluation.search import LEAST_SHARE, Search, Visit
+from tunesmith.evaluation.search import Search, Visit
 from tunesmith.methods.method import Method
 from tunesmith.models.prefix import cached_prefix
 from tunesmith.records import Split
@@ -22,8 +22,8 @@ from tunesmith.train.loop import count_steps, fit
 from tunesmith.train.progress import Outcome
 from tunesmith.tuning import Prepared, prepare, tune
 
-# After so many steps one can tell how long the others take.
-PROBE = 8
+# After so many steps, at most so large a share of all, one can tell how long the others take.
+PROBE, PROBE_SHARE = 8, 1 / 8
 
 
 class Trainings:
@@ -69,7 +69,7 @@ class Trainings:
         self, prepared: Prepared, keeps_data: bool, limit: Limit | None, watch: Watch, start: Start | None
     ) -> Outcome:
         network, plan = prepared.network, prepared.plan
-        probe = min(PROBE, math.ceil(count_steps(len(prepared.train), plan) * LEAST_SHARE))
+        probe = min(PROBE, math.ceil(count_steps(len(prepared.train), plan) * PROBE_SHARE))
         rows = [*prepared.train, *prepared.validation, *(plan.kept.rows if keeps_data else ())]
         with cached_prefix(network, rows, plan.dtype, True, self._states):
             return fit(network, prepared.train, plan, replace(watch, limit=limit or Limit(probe), quiet=False), start)
