@@ -46,6 +46,7 @@ class CompareConfig(TrainingConfig):
         description="Search each method's learning rate on validation rows for so long in all, 90s, 20m or 1h; what "
         "the chosen one has trained counts on. No search when not given.",
     )
+    seeds: int = Field(1, gt=0, description="Train each method with so many seeds, from seed on: how far they differ.")
     max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")
     max_generated: int = Field(32, ge=0, description="Generation: so many test rows are answered for ROUGE-L.")
     documents: str | None = Field(None, description="Folder of .txt and .md files that rag finds answers in.")

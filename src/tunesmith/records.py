@@ -332,6 +332,7 @@ class System:
     validation metric. `forgotten` holds one mapping per measure of forgetting, where that was asked for: what
     `evaluation.forgetting.Change` has. `prompt_tokens` and `answer_seconds` are means over the test rows that were
     answered, in batches; None where nothing was asked of a model. `note` says how it was chosen, where it was.
+    `seeds` holds one mapping per training where there were several: seed, metrics (values by name), error.
     `search` is that for its learning rate, where there was one: what `evaluation.search.Search` has.
     """
 
@@ -355,6 +356,7 @@ class System:
     stored_bytes: int = 0
     note: str = ""
     search: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[Mapping[str, Any], ...] = ()
     folder: str = ""
     error: str = ""
 

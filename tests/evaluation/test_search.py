@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from tests.evaluation.comparisons import make_comparison
@@ -17,9 +18,11 @@ from tests.parity.tiny import make_model, make_tokenizer
 
 from tunesmith.config import TuneConfig
 from tunesmith.config_compare import CompareConfig
+from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import jobs
+from tunesmith.evaluation.compare import Comparison
 from tunesmith.evaluation.report import write_report
 from tunesmith.evaluation.search import FACTORS, Search, Visit, seek, share
 from tunesmith.system_tables import search_table
@@ -209,8 +212,8 @@ def test_a_chosen_training_is_the_one_that_was_never_searched(
     # Fourteen steps of six an epoch: rungs at 7, where no training would evaluate by itself, and at the end.
     keys = {"model": str(tmp_path / "model"), "data": str(tmp_path / "rows.jsonl"), "precision": "fp32"}
     keys |= {"max_steps": 14, "num_train_epochs": 9, "check": False}
-    more = {"methods": "lora", "baselines": "", "budget": "60s"}
-    found = comparing.compare(CompareConfig.read(given=keys | more | {"output": tmp_path / "out"}))
+    more = {"methods": "lora", "baselines": "", "budget": "60s", "seeds": 2, "output": tmp_path / "out"}
+    found = comparing.compare(CompareConfig.read(given=keys | more))
     (lora,) = found.systems
     resumed = [line.rpartition(" ")[2] for line in capfd.readouterr().err.splitlines() if "going on with" in line]
     assert resumed == ["2", "7", "7"], "the probe, and the better two of four; the best has come to its end"
@@ -231,7 +234,28 @@ def test_a_chosen_training_is_the_one_that_was_never_searched(
     page = found.report.read_text(encoding="utf-8")
     assert f"<td>{chosen:g}</td>" in page
     assert "chosen" in found.report.with_suffix(".md").read_text(encoding="utf-8")
+    _check_seeds(found, keys | {"learning_rate": chosen, "seed": 1, "output": tmp_path / "plain-1"})
+    again = comparing.compare(CompareConfig.read(given=keys | more))
+    assert capfd.readouterr().err.count("finished before, not run again") == 2
+    assert again.systems == found.systems
     assert found.to_pandas().set_index("system").loc["lora", "learning_rate"] == chosen
+
+
+def _check_seeds(found: Comparison, keys: dict[str, object]) -> None:
+    """The second training is that of `tune` at the same rate with the next seed, and is judged on the same rows."""
+    (lora,) = found.systems
+    assert [seed["seed"] for seed in lora.seeds] == [0, 1]
+    assert lora.seeds[0]["metrics"] == {name: interval.value for name, interval in lora.metrics.items()}
+    folder = found.folder / "methods" / "lora-seed-1"
+    said = json.loads((folder / "predictions.json").read_text())
+    right = [one == other for one, other in zip(said["targets"], said["outputs"], strict=True)]
+    values = [seed["metrics"]["accuracy"] for seed in lora.seeds]
+    assert values[1] == np.mean(right)
+    assert f"{np.mean(values):.3f} ±{np.std(values, ddof=1):.3f}" in found.verdict.reason
+    parts = load_split(CompareConfig.read(given={key: keys[key] for key in ("model", "data", "check")}))
+    plain = tune(TuneConfig.read(given=keys), parts, quiet=True)
+    name = "adapter_model.safetensors"
+    assert (folder / "run" / name).read_bytes() == (plain.folder / name).read_bytes()
 
 
 def test_pages_and_tables_say_what_was_tried(tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from tunesmith.config_compare import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.flags import flags_of
 from tunesmith.storage import write_text
-from tunesmith.system_tables import comparison_table, duel_lines, forgetting_table, search_table, use_table
+from tunesmith.system_tables import (
+    comparison_table,
+    duel_lines,
+    forgetting_table,
+    search_table,
+    seed_table,
+    use_table,
+)
 
 
 @flags_of(CompareConfig)
@@ -47,7 +54,8 @@ def _compare(config: CompareConfig, as_json: bool) -> None:
     if as_json:
         return print_json(comparison.content)
     out.print(comparison_table(comparison.content))
-    for table in (use_table(comparison.content), search_table(comparison.content)):
+    for make in (seed_table, use_table, search_table):
+        table = make(comparison.content)
         if table is not None:
             out.print(table)
     out.print(comparison.verdict.reason, markup=False)

@@ -68,12 +68,10 @@ class Job:
 
 def run_all(jobs: Sequence[Job]) -> list[System]:
     """One after the other; those that are searched share what is left of the budget."""
-    return [_run_or_reuse(job, number, jobs) for number, job in enumerate(jobs, 1)]
+    return [run_or_reuse(job, f"[{number}/{len(jobs)}] {job.name}", jobs) for number, job in enumerate(jobs, 1)]
 
 
-def _run_or_reuse(job: Job, number: int, jobs: Sequence[Job]) -> System:
-    total = len(jobs)
-    label = f"[{number}/{total}] {job.name}"
+def run_or_reuse(job: Job, label: str, jobs: Sequence[Job] = ()) -> System:
     finished = _read_system(job)
     if finished is not None:
         say(f"{label}: finished before, not run again")
@@ -260,7 +258,7 @@ def system_from(plain: Mapping[str, Any]) -> System:
     values["metrics"] = {name: _interval(value) for name, value in plain["metrics"].items()}
     values["difference"] = None if plain["difference"] is None else _interval(plain["difference"])
     values["curve"], values["samples"] = tuple(plain["curve"]), tuple(plain["samples"])
-    values["forgotten"] = tuple(plain.get("forgotten", ()))
+    values["forgotten"], values["seeds"] = tuple(plain.get("forgotten", ())), tuple(plain.get("seeds", ()))
     return System(**values)
 
 
