@@ -24,8 +24,9 @@ from tunesmith.evaluation.prompted import Resources, found_passages, reading
 from tunesmith.evaluation.prompting import Prompting
 from tunesmith.evaluation.readings import READINGS
 from tunesmith.evaluation.search import Search
-from tunesmith.evaluation.tasks import predict_asked, predict_rows
+from tunesmith.evaluation.tasks import ask_rows, draw_answers, predict_asked, predict_rows
 from tunesmith.methods.table import find_method
+from tunesmith.models.generate import Answer, Decoding
 from tunesmith.models.load import Network, count_parameters, load_network, rest
 from tunesmith.records import Conversation, Examples, LabelledText, Origin, Split, System, TaggedWords, Task
 from tunesmith.runs.folder import FROZEN
@@ -123,7 +124,8 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
     device, _ = _where(config)
     seed_everything(config.seed)
     model = _Model(config, parts)
-    predictions = baseline.predict(parts, Resources(model.embed, model.ask, config.seed, _documents(config)))
+    resources = Resources(model.embed, model.ask, config.seed, _documents(config), model.draw)
+    predictions = baseline.predict(parts, resources)
     system = System(
         name=name,
         kind="baseline",
@@ -172,6 +174,15 @@ class _Model:
     def ask(self, examples: Examples, prompting: Prompting, with_answers: bool = True) -> Predictions:
         limits = (self._config.max_generated if with_answers else 0), self._config.max_new_tokens
         return predict_asked(self._load("generation"), examples, self._dtype, *limits, prompting)
+
+    def draw(
+        self, examples: Examples, prompting: Prompting, num_answers: int, temperature: float
+    ) -> tuple[list[list[Answer]], list[int]]:
+        config, network = self._config, self._load("generation")
+        answered = replace(examples, rows=examples.rows[: config.max_generated])
+        asked = ask_rows(network, answered, config.max_new_tokens, prompting)
+        decoding = Decoding(config.max_new_tokens, temperature, seed=config.seed)
+        return draw_answers(network, asked, self._dtype, decoding, num_answers)
 
     def _load(self, task: Task) -> Network:
         if self._loaded is not None and self._loaded.task == task:
