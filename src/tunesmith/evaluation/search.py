@@ -266,7 +266,7 @@ def _tell(search: Search, trial: Trial) -> str:
         return "chosen"
     last = max((at for at in range(len(search.rungs)) if trial in contenders(search, at)), default=None)
     if last is None:
-        return "the method's own, not compared"
+        return "taken, not compared"
     return f"dropped after {search.rungs[last]} steps" if search.rungs[last] in trial.losses else "the time was up"
 
 
