@@ -5,7 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +21,7 @@ from rich.console import Console
 from tests.evaluation.comparisons import make_comparison
 from tests.parity.tiny import make_model, make_tokenizer
 
+import tunesmith
 from tunesmith.config import TuneConfig
 from tunesmith.config_compare import CompareConfig
 from tunesmith.data.parts import load_split
@@ -195,23 +201,32 @@ def test_wrong_budgets(more: dict[str, str], words: str) -> None:
         CompareConfig.read(given={"model": "m", "data": "d", **more})
 
 
+def make_job(folder: Path) -> dict[str, object]:
+    """A model and rows of two classes, and the keys that name them."""
+    make_model("bert", "classification").save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    rng = random.Random(0)
+    lines = [
+        json.dumps({"text": " ".join(f"w{rng.randrange(5, 90)}" for _ in range(6)), "label": "ab"[index % 2]})
+        for index in range(120)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return {
+        "model": str(folder / "model"),
+        "data": str(folder / "rows.jsonl"),
+        "precision": "fp32",
+        "check": False,
+    }
+
+
 def test_a_chosen_training_is_the_one_that_was_never_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Weights and curve of the method are, to the bit, those of `tune` at the chosen rate."""
     monkeypatch.setattr(jobs, "_apart", lambda work, job: work(job))  # processes of their own take seconds to begin
     monkeypatch.setattr(comparing, "start_server", lambda: None)
-    make_model("bert", "classification").save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    rng = random.Random(0)
-    lines = [
-        json.dumps({"text": " ".join(f"w{rng.randrange(5, 90)}" for _ in range(6)), "label": "ab"[index % 2]})
-        for index in range(120)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     # Fourteen steps of six an epoch: rungs at 7, where no training would evaluate by itself, and at the end.
-    keys = {"model": str(tmp_path / "model"), "data": str(tmp_path / "rows.jsonl"), "precision": "fp32"}
-    keys |= {"max_steps": 14, "num_train_epochs": 9, "check": False}
+    keys: dict[str, object] = make_job(tmp_path) | {"max_steps": 14, "num_train_epochs": 9}
     more = {"methods": "lora", "baselines": "", "budget": "60s", "seeds": 2, "output": tmp_path / "out"}
     found = comparing.compare(CompareConfig.read(given=keys | more))
     (lora,) = found.systems
@@ -256,6 +271,39 @@ def _check_seeds(found: Comparison, keys: dict[str, object]) -> None:
     plain = tune(TuneConfig.read(given=keys), parts, quiet=True)
     name = "adapter_model.safetensors"
     assert (folder / "run" / name).read_bytes() == (plain.folder / name).read_bytes()
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_killed_search_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    keys = make_job(tmp_path) | {"max_steps": 40, "num_train_epochs": 20, "methods": "lora", "budget": "20m"}
+    keys |= {"baselines": "majority", "early_stopping_patience": 40}
+    flags = [
+        f"--{key.replace('_', '-')}={str(value).lower() if key == 'check' else value}" for key, value in keys.items()
+    ]
+    command = [sys.executable, "-m", "tunesmith.cli", "compare", *flags]
+    environment = os.environ | {"PYTHONPATH": str(Path(tunesmith.__file__).parents[1])}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    subprocess.run([*command, f"--output={tmp_path / 'whole'}"], check=True, timeout=300, **pipes)  # type: ignore[call-overload]
+    folder = tmp_path / "killed/methods/lora"
+    for number, rate in ((signal.SIGTERM, 1), (signal.SIGKILL, 2)):
+        with subprocess.Popen([*command, f"--output={tmp_path / 'killed'}"], **pipes) as process:
+            deadline = time.monotonic() + 100
+            while not (folder / "search" / str(rate) / "metrics.jsonl").is_file():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(number)
+        assert process.returncode != 0
+        time.sleep(5)  # what a killed one had begun ends by itself
+        assert not json.loads((folder / "search.json").read_text())["search"]["is_over"]
+    subprocess.run([*command, f"--output={tmp_path / 'killed'}"], check=True, timeout=300, **pipes)  # type: ignore[call-overload]
+    whole, killed = (
+        json.loads((tmp_path / name / "methods/lora/search.json").read_text())["search"] for name in ("whole", "killed")
+    )
+    assert killed["trials"] == whole["trials"]
+    assert killed["chosen"] == whole["chosen"]
+    name = "methods/lora/run/adapter_model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_pages_and_tables_say_what_was_tried(tmp_path: Path) -> None:
