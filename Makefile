@@ -53,7 +53,7 @@ bench: .venv/benched ## speed and memory beside a peer, job by job (hours on two
 	@$(BIN)/python benchmarks/peak.py
 	@$(BIN)/python benchmarks/plan.py
 
-soak: .venv/developed ## long runs, kills and leaks
+soak: .venv/soaked ## long runs, kills and leaks
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 clean: ## remove .venv and the caches of the tools; runs and the catalogue's cache stay
@@ -77,4 +77,9 @@ clean: ## remove .venv and the caches of the tools; runs and the catalogue's cac
 .venv/benched: .venv/installed
 	@echo "Installing the peer to measure against into .venv"
 	@$(PIP_INSTALL) --editable '.[bench]' $(BRIEFLY)
+	@touch $@
+
+.venv/soaked: .venv/developed
+	@echo "Installing lm-evaluation-harness, to be asked the same, into .venv"
+	@$(PIP_INSTALL) --editable '.[dev,harness]' $(BRIEFLY)
 	@touch $@

@@ -75,12 +75,22 @@ def main(jobs: Sequence[Job], description: str) -> int:
         chosen = _choose(job, options.only)
         results: dict[str, list[Result]] = {one.name: [] for one in chosen}
         for number in range(options.repeats):
-            for one in chosen:
+            for one in _in_the_running(chosen, results) if number else chosen:
                 print(f"{job.name}, round {number + 1}/{options.repeats}: {one.name} ...", file=sys.stderr, flush=True)
                 results[one.name].append(_run_child(job, one, work))
                 if options.json:  # after each: rounds take long, and one may be cut off
                     _write(options.json, job, results)
     return _report(job, chosen, results)
+
+
+def _in_the_running(chosen: Sequence[Contestant], results: dict[str, list[Result]]) -> list[Contestant]:
+    """Who goes on after the first round: ours at our defaults' precision, and of a peer's settings those that were the
+    fastest or took the least memory. The others have lost to their own side, which more rounds would not change."""
+    ours = [one for one in chosen if one.is_ours]
+    peers = [one for one in chosen if not one.is_ours]
+    fastest = max(peers, key=lambda one: results[one.name][0].tokens_per_second, default=None)
+    smallest = min(peers, key=lambda one: results[one.name][0].peak_bytes, default=None)
+    return [one for one in chosen if one in (fastest, smallest) or (one.is_ours and one.dtype == ours[0].dtype)]
 
 
 def _write(path: Path, job: Job, results: dict[str, list[Result]]) -> None:
@@ -121,12 +131,12 @@ def _run_child(job: Job, one: Contestant, work: str) -> Result:
 
 
 def _report(job: Job, chosen: Sequence[Contestant], results: dict[str, list[Result]]) -> int:
-    """Ratios are to the first of ours; each is the median over rounds of a round's own ratio."""
+    """Ratios are to the first of ours; each is the median of a round's own ratio over the rounds that a peer was in."""
     console = Console(width=118)
     table = Table(box=None, pad_edge=False, header_style="bold", title=job.title, title_justify="left")
     for title in ("contestant", "settings"):
         table.add_column(title)
-    for title in ("tokens/s", "seconds", "peak memory", "ours: speed", "memory"):
+    for title in ("rounds", "tokens/s", "seconds", "peak memory", "ours: speed", "memory"):
         table.add_column(title, justify="right")
     ours = next((one.name for one in chosen if one.is_ours), None)
     for one in chosen:
@@ -135,11 +145,12 @@ def _report(job: Job, chosen: Sequence[Contestant], results: dict[str, list[Resu
         peak = statistics.median(run.peak_bytes for run in runs)
         ratios = ["", ""]
         if ours and not one.is_ours:
-            pairs = list(zip(results[ours], runs, strict=True))
+            pairs = list(zip(results[ours], runs, strict=False))
             ratios = [f"{statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs):.2f}x"]
             ratios.append(f"{statistics.median(a.peak_bytes / b.peak_bytes for a, b in pairs):.2f}x")
         seconds = statistics.median(run.seconds for run in runs)
-        table.add_row(one.name, one.note, f"{speed:,.0f}", f"{seconds:.1f}", f"{peak / 1e6:,.0f} MB", *ratios)
+        row = (one.name, one.note, f"{len(runs)}", f"{speed:,.0f}", f"{seconds:.1f}", f"{peak / 1e6:,.0f} MB")
+        table.add_row(*row, *ratios)
     console.print(table)
     for line in job.remark(results) if job.remark else []:
         console.print(line, highlight=False)

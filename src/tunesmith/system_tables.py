@@ -20,7 +20,8 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     Half the width of the interval fits 80 columns; the page shows both ends.
     """
     systems = content["systems"]
-    names = list(dict.fromkeys(name for system in systems for name in system["metrics"]))[:3]
+    found = (name for system in systems for name in system["metrics"])
+    names = list(dict.fromkeys([content["primary"], *found]))[:3]  # what the advice goes by first, whoever lacks it
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("")
     table.add_column("system")

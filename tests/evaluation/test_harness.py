@@ -1,6 +1,6 @@
 """An exported model in lm-evaluation-harness, on a task that is defined here: the same accuracy as ours, row by row.
 
-Needs `pip install lm_eval` (the [harness] extra); without it these tests are skipped.
+Needs the [harness] extra, which `make soak` installs; without it these tests are skipped.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import tunesmith
 from tunesmith.config import ExportConfig
 from tunesmith.data import sources
 from tunesmith.data.ids import prompt_ids
+from tunesmith.evaluation.prompting import WORDINGS, Prompting
 from tunesmith.evaluation.tasks import label_logprobs, texts_of
 from tunesmith.export import export
 from tunesmith.models.load import load_network, resolve_model
-from tunesmith.records import Message
 
 pytestmark = [
+    pytest.mark.soak,
     pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed ([harness])"),
     pytest.mark.filterwarnings("default"),  # the harness's own
 ]
@@ -70,23 +71,17 @@ def compare_with_harness(folder: str, data: Any, num_rows: int, place: Path) -> 
     ends = [len(network.tokenizer(name, add_special_tokens=False)["input_ids"]) for name in names]
     assert len(set(ends)) == 1, "ours is per token: it is the harness's only where labels are of a length"
     targets = [names.index(row.target) for row in list(examples.rows)[:num_rows]]
-    ours = label_logprobs(network, texts, names, torch.float32).argmax(1).tolist()
+    prompting = Prompting(WORDINGS["classification"][0])
+    messages = [prompting.ask_label(text, (), names) for text in texts]
+    ours = label_logprobs(network, messages, names, torch.float32).argmax(1).tolist()
     stop = network.tokenizer.eos_token
     rows = []
-    for text, target in zip(texts, targets, strict=True):
-        asked = prompt_ids((Message("user", question(text, names)),), network.tokenizer)
-        prompt = network.tokenizer.decode(asked, skip_special_tokens=False)
+    for message, target in zip(messages, targets, strict=True):
+        prompt = network.tokenizer.decode(prompt_ids((message,), network.tokenizer), skip_special_tokens=False)
         rows.append({"prompt": prompt, "choices": [name + stop for name in names], "label": target})
     theirs = ask_harness(folder, rows, place)
     assert theirs == ours
     return float(np.mean(np.array(ours) == targets)), float(np.mean(np.array(theirs) == targets))
-
-
-def question(text: str, names: tuple[str, ...]) -> str:
-    from tunesmith.evaluation.demonstrations import write_question
-
-    head = f"Which of these labels fits the text best: {', '.join(names)}?\n"
-    return head + write_question(text, (), "Text", "Label")
 
 
 def test_an_exported_model_answers_alike(tmp_path: Path) -> None:
@@ -103,7 +98,6 @@ def test_an_exported_model_answers_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.fetch
-@pytest.mark.soak
 def test_a_pretrained_model_answers_alike(tmp_path: Path) -> None:
     folder = resolve_model("smollm2-135m-instruct")
     ours, theirs = compare_with_harness(folder, "vader-movies", 100, tmp_path / "asked")

@@ -134,7 +134,8 @@ class Attempt:
         `has_come` is true."""
         context = prepare_server()
         self._saving, self.num_saves, self._come = (context.RawValue("i", 0) for _ in range(3))
-        shared = (self._saving, self.num_saves, self._come)
+        self._seconds_of_save = context.RawValue("d", 0.0)  # of the latest one: disks differ a hundredfold
+        shared = (self._saving, self.num_saves, self._come, self._seconds_of_save)
         hooks = (sabotage, stop_after, linger)
         self.process = context.Process(target=_work, args=(list(arguments), log, shared, hooks))
         self.process.start()
@@ -168,7 +169,7 @@ class Attempt:
         deadline = time.monotonic() + 30
         while self.num_saves.value < wanted and self.process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.0002)
-        time.sleep(rng.random() * 0.02)
+        time.sleep(rng.random() * self._seconds_of_save.value)
         return self._kill()
 
     def kill_some_time(self, rng: random.Random, seconds: float) -> bool:
@@ -214,7 +215,7 @@ def _work(arguments: list[str], log: Path, shared: Any, hooks: tuple[str, int, t
 
     tuning._foresee = lambda *_: None  # seconds of each attempt, and no part of what it survives
 
-    saving, num_saves, come = shared
+    saving, num_saves, come, seconds_of_save = shared
     sabotage, stop_after, (place, call) = hooks
     save = saver.save_checkpoint
 
@@ -222,8 +223,9 @@ def _work(arguments: list[str], log: Path, shared: Any, hooks: tuple[str, int, t
         if num_saves.value == stop_after > 0:
             os.kill(os.getpid(), signal.SIGKILL)
         saving.value, num_saves.value = 1, num_saves.value + 1
+        begun = time.monotonic()
         made = save(*given)
-        saving.value = 0
+        saving.value, seconds_of_save.value = 0, time.monotonic() - begun
         return made
 
     saver.save_checkpoint = watched

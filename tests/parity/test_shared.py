@@ -19,7 +19,7 @@ from tests.models.test_prefix import applied
 from tests.parity.test_packed import LARGEST_GRADIENT_GAP, gap, network, packed_loss, twin  # noqa: F401
 from tests.parity.tiny import DECODERS, VOCABULARY
 from tunesmith.data import share
-from tunesmith.data.pack import pack
+from tunesmith.data.pack import pack, token_batches
 from tunesmith.data.share import Family, find_families
 from tunesmith.models import segments
 from tunesmith.models.load import Network
@@ -168,3 +168,26 @@ def test_no_division_leaves_fewer_tokens() -> None:
         families = find_families(rows)
         assert sorted(index for family in families for index in family.rows) == list(range(6))
         assert count_left(rows, families) == best(rows, tuple(range(6)))
+
+
+def test_batches_hold_what_fits_when_beginnings_count_once() -> None:
+    rng = random.Random(0)
+    for _ in range(40):
+        heads = [tuple(rng.randrange(9) for _ in range(rng.randrange(30))) for _ in range(3)]
+        ids = [(*rng.choice(heads), *(rng.randrange(9) for _ in range(rng.randrange(1, 9)))) for _ in range(20)]
+        rows = [TokenizedExample(row, (False,) * len(row), None, 0, index) for index, row in enumerate(ids)]
+        batches = token_batches(rows, 60, share=True)
+        assert sorted(index for batch in batches for index in batch) == list(range(20))
+        for batch in batches:
+            laid = len(pack([rows[index] for index in batch], share=True).input_ids)
+            # A division of the batch alone may take a few tokens more, each family counting LEAST_SAVED.
+            assert laid <= 60 + share.LEAST_SAVED * len(batch) or len(batch) == 1
+        assert len(batches) <= len(token_batches(rows, 60))
+
+
+def test_examples_before_every_question_are_read_once_a_batch() -> None:
+    shown = tuple(range(5, 95)) * 10
+    rows = [TokenizedExample((*shown, 5 + at, 7, 8), (False,) * 903, None, 0, at) for at in range(50)]
+    (batch,) = token_batches(rows, 2048, share=True)
+    assert len(pack([rows[index] for index in batch], share=True).input_ids) == 900 + 50 * 3
+    assert len(token_batches(rows, 2048)) == 25

@@ -198,20 +198,42 @@ def lengths_of(rows: Sequence[TokenizedExample]) -> Sequence[int]:
     return [len(row.input_ids) for row in rows] if known is None else known
 
 
-def token_batches(rows: Sequence[TokenizedExample], max_tokens: int = TOKENS_PER_PASS) -> list[list[int]]:
+def token_batches(
+    rows: Sequence[TokenizedExample], max_tokens: int = TOKENS_PER_PASS, share: bool = False
+) -> list[list[int]]:
     """Row indices in batches of at most `max_tokens` tokens (or one longer row), longest first.
 
-    For passes without gradients, where the order of rows is free.
+    For passes without gradients, where the order of rows is free. With `share` rows that begin alike come into the same
+    batches, and their beginning counts once, as `pack` lays it down.
     """
     lengths = lengths_of(rows)
-    order = sorted(range(len(rows)), key=lambda index: -lengths[index])
+    families = _families_of(rows) if share else [Family(0, (index,)) for index in range(len(rows))]
+    pieces = [piece for family in families for piece in _cut(family, lengths, max_tokens)]
     batches: list[list[int]] = []
     room = 0
-    for index in order:
-        size = lengths[index]
+    for size, indices in sorted(pieces, key=lambda piece: -lengths[piece[1][0]]):
         if not batches or size > room:
             batches.append([])
             room = max_tokens
-        batches[-1].append(index)
+        batches[-1] += indices
         room -= size
     return batches
+
+
+def _families_of(rows: Sequence[TokenizedExample]) -> list[Family]:
+    """Answers of a ranking share their own prompt and no other, rows of two sides nothing."""
+    if not rows or rows[0].answers or rows[0].start is not None:
+        return [Family(0, (index,)) for index in range(len(rows))]
+    return find_families([row.input_ids for row in rows])
+
+
+def _cut(family: Family, lengths: Sequence[int], max_tokens: int) -> list[tuple[int, list[int]]]:
+    """A family in pieces of at most so many tokens: (tokens, rows), longest rows first."""
+    pieces: list[tuple[int, list[int]]] = []
+    for index in _longest_first(family.rows, lengths):
+        own = lengths[index] - family.num_shared
+        if pieces and pieces[-1][0] + own <= max_tokens:
+            pieces[-1] = (pieces[-1][0] + own, [*pieces[-1][1], index])
+        else:
+            pieces.append((lengths[index], [index]))
+    return pieces

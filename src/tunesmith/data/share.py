@@ -13,6 +13,8 @@ from itertools import pairwise
 
 # Attention to a shared beginning takes more and smaller operations; below this many tokens saved it does not pay.
 LEAST_SAVED = 64
+# Rows of a family: more would save little more, and looking for it would take the square of them.
+MOST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ def is_worth_sharing(num_shared: int, num_rows: int) -> bool:
 
 
 def find_families(rows: Sequence[tuple[int, ...]]) -> list[Family]:
-    """Divides rows of ids so that the fewest tokens are left, each family counting `LEAST_SAVED` against it.
+    """Divides rows of ids so that the fewest tokens are left, each family counting `LEAST_SAVED` against it and of at
+    most `MOST_ROWS`.
 
     Rows with a common beginning are neighbours in lexicographic order, so a family is a range of it, and the best
     division is found by dynamic programming over the ends of ranges. Every row keeps a token of its own.
@@ -41,7 +44,7 @@ def find_families(rows: Sequence[tuple[int, ...]]) -> list[Family]:
     for end in range(1, len(order) + 1):
         saved[end], start_of[end] = saved[end - 1], end - 1
         reach = len(rows[order[end - 1]]) - 1
-        for start in range(end - 2, -1, -1):
+        for start in range(end - 2, max(-1, end - 1 - MOST_ROWS), -1):
             reach = min(reach, common[start], len(rows[order[start]]) - 1)
             gain = saved[start] + reach * (end - 1 - start) - LEAST_SAVED
             if gain > saved[end]:

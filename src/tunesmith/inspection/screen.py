@@ -172,6 +172,7 @@ def _short(name: str) -> Text:
 
 
 def _plain(text: str) -> str:
-    """Blanks and ends of lines so that they can be seen, and no control characters."""
+    """Ends of lines and blanks that nothing stands behind so that they can be seen, and no control characters."""
     shown = text.replace("\n", "⏎").replace("\t", "⇥")
+    shown = shown.rstrip(" ") + "␣" * (len(shown) - len(shown.rstrip(" ")))
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in shown)

@@ -67,7 +67,8 @@ class Decoder:
         self._network, self._dtype = network, dtype
         rows = [TokenizedExample(tuple(ids), (False,) * len(ids), None, 0, index) for index, ids in enumerate(prompts)]
         self._passes = [
-            pack([rows[index] for index in chosen], network.num_virtual, share=True) for chosen in token_batches(rows)
+            pack([rows[index] for index in chosen], network.num_virtual, share=True)
+            for chosen in token_batches(rows, share=True)
         ]
         # The cache holds prompts in the order in which they are packed; rows stay in the order given.
         order = [index for batch in self._passes for index in batch.rows]

@@ -147,5 +147,5 @@ def embed(network: Network, rows: Sequence[TokenizedExample], dtype: torch.dtype
 
 def _batches(rows: Sequence[TokenizedExample], num_virtual: int, share: bool = False) -> Iterator[PackedBatch]:
     """Batches whose `rows` are indices into `rows`."""
-    for chosen in token_batches(rows):
+    for chosen in token_batches(rows, share=share):
         yield pack([replace(rows[index], row=index) for index in chosen], num_virtual, share)

@@ -27,10 +27,10 @@ export function bytesOf(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }
 
-/** Blanks at the ends, breaks and what turns the direction of writing, so that they can be seen. */
+/** Breaks, blanks that nothing stands behind, and what turns the direction of writing, so that they can be seen. */
 export function plain(text) {
-  const seen = text.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
-  return seen.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
+  const seen = text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ +$/, (blanks) => "␣".repeat(blanks.length));
+  return seen.replace(/[\u0000-\u001f\u007f-\u00a0\u00ad\u2000-\u200f\u2028-\u202f\u205f-\u2069\ufeff]/g,
     (letter) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
