@@ -38,7 +38,7 @@ LEVELS = (
     ("train",),
     ("models",),
     ("data",),
-    ("config_align", "config_export", "config_pretrain"),
+    ("config_align", "config_compare", "config_export", "config_pretrain"),
     ("assets", "config", "runtime", "chips"),
     ("pages", "unpacking", "trackers"),
     ("storage",),

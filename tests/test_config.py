@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.config import MEMORY_DIALS, MEMORY_PARTS, CompareConfig, PlanConfig, TuneConfig
+from tunesmith.config import MEMORY_DIALS, MEMORY_PARTS, PlanConfig, TuneConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.methods.table import METHODS
 

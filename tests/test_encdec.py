@@ -15,7 +15,8 @@ from tests.models.test_checkpointing import with_dropout
 from tests.parity.test_encdec import gap, make_rows, packed_loss, twin
 from tests.parity.test_packed import gradients
 from tests.parity.tiny import VOCABULARY, make_model, make_network, make_tokenizer
-from tunesmith.config import CompareConfig, PlanConfig, TuneConfig
+from tunesmith.config import PlanConfig, TuneConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.config_export import ExportConfig
 from tunesmith.data.pack import pack
 from tunesmith.data.parts import load_split

@@ -24,7 +24,8 @@ from transformers import (
 import tunesmith
 from tests.faults.survival import digest
 from tests.parity.tiny import make_model, make_tokenizer
-from tunesmith.config import CompareConfig, PlanConfig, TuneConfig
+from tunesmith.config import PlanConfig, TuneConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.data import sources
 from tunesmith.data.parts import split_examples
 from tunesmith.data.tokenize import tokenize

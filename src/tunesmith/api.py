@@ -8,8 +8,9 @@ from typing import Any
 
 from tunesmith import planning
 from tunesmith.aligning import align as align_stage
-from tunesmith.config import CompareConfig, PlanConfig, TrainingConfig, TuneConfig
+from tunesmith.config import PlanConfig, TrainingConfig, TuneConfig
 from tunesmith.config_align import AlignConfig, RewardConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.config_pretrain import PretrainConfig, TokenizerConfig
 from tunesmith.data import sources
 from tunesmith.data.parts import split_examples

@@ -346,35 +346,3 @@ class PlanConfig(TrainingConfig):
         description="Methods to plan.",
     )
     learning_rate: float | None = Field(None, gt=0, description="Takes no part in a plan.")
-
-
-class CompareConfig(TrainingConfig):
-    """Several methods and baselines on one split."""
-
-    methods: Names = Field(
-        ("full", "last-layers", "bitfit", "bottleneck", "lora", "head-only"),
-        description="Methods to compare.",
-    )
-    baselines: Names | None = Field(None, description="Baselines to beat; all that fit the task when not given.")
-    learning_rates: Annotated[dict[str, float], BeforeValidator(split_mapping)] = Field(
-        default_factory=dict, description="Other peak learning rates, for example full=1e-5,lora=1e-4."
-    )
-    max_new_tokens: int = Field(128, gt=0, description="Longest generated answer, in tokens.")
-    max_generated: int = Field(32, ge=0, description="Generation: so many test rows are answered for ROUGE-L.")
-    documents: str | None = Field(None, description="Folder of .txt and .md files that rag finds answers in.")
-    with_rag: bool = Field(False, description="Generation: each tuned model answers once more, behind found passages.")
-    forgetting: bool = Field(False, description="Measure also what each method makes worse of what the base could do.")
-    also_keep: str | None = Field(None, description="forgetting: a second data set of yours, scored before and after.")
-
-    @model_validator(mode="after")
-    def _also_keep_is_used(self) -> Self:
-        if self.also_keep is not None and not self.forgetting:
-            raise ValueError("also_keep names what should not be forgotten; ask for it with forgetting")
-        return self
-
-    @model_validator(mode="after")
-    def _learning_rates_are_used(self) -> Self:
-        unused = sorted(set(self.learning_rates) - set(self.methods))
-        if unused:
-            raise ValueError(f"learning_rates names {unused[0]}, which is not among the methods")
-        return self

@@ -25,9 +25,9 @@ Task = Literal[
     "judgement",
     "text",
 ]
-# What a run can be trained for, and what its loss is taken of: whole rows, words (each at its first token), where in a
-# passage an answer begins and ends, the tokens of answers, or several answers to a prompt, set against each other. The
-# other tasks are read and checked.
+# What a run can be trained for, and what its loss is taken of: rows, words (each at its first token), where an answer
+# begins and ends in a passage, the tokens of answers, or a prompt's answers set against each other. The other tasks are
+# read and checked.
 JUDGED: Mapping[Task, Literal["rows", "words", "spans", "answers", "rankings"]] = {
     "classification": "rows",
     "multi-label": "rows",
@@ -363,6 +363,8 @@ class System:
     validation metric. `forgotten` holds one mapping per measure of forgetting, where that was asked for: what
     `evaluation.forgetting.Change` has. `prompt_tokens` and `answer_seconds` are means over the test rows that were
     answered, in batches; None where nothing was asked of a model. `note` says how it was chosen, where it was.
+    `seeds` holds one mapping per training where there were several: seed, metrics (values by name), error.
+    `search` is that for its learning rate, where there was one: what `evaluation.search.Search` has.
     """
 
     name: str
@@ -384,6 +386,8 @@ class System:
     answer_seconds: float | None = None
     stored_bytes: int = 0
     note: str = ""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[Mapping[str, Any], ...] = ()
     folder: str = ""
     error: str = ""
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tunesmith.terminal import describe_bytes
+from tunesmith.evaluation.written import losses_text, spread_text
+from tunesmith.terminal import describe_bytes, describe_seconds
 
 if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should come at once
     from tunesmith.evaluation.forgetting import Change
@@ -61,6 +62,44 @@ def use_table(content: Mapping[str, Any]) -> Table | None:
         cost = (f"{system['prompt_tokens']:,.0f}", f"{system['answer_seconds']:.3f}", stored)
         table.add_row(system["name"], *cost, system["note"])
     table.caption = "for each test row, answered in batches; stored: what the run adds to the disk"
+    table.caption_justify = "left"
+    return table
+
+
+def seed_table(content: Mapping[str, Any]) -> Table | None:
+    """What methods came to with other seeds; None where each was trained once."""
+    seeded = [system for system in content["systems"] if system.get("seeds")]
+    if not seeded:
+        return None
+    names = list(dict.fromkeys(name for system in seeded for name in system["metrics"]))[:3]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("over seeds")
+    for name in names:
+        table.add_column(name, justify="right")
+    for system in seeded:
+        table.add_row(system["name"], *(spread_text(system, name) for name in names))
+    table.caption = f"mean ± standard deviation of {len(seeded[0]['seeds'])} trainings each"
+    table.caption_justify = "left"
+    return table
+
+
+def search_table(content: Mapping[str, Any]) -> Table | None:
+    """The learning rates that were tried; None where none were."""
+    searched = [system for system in content["systems"] if system.get("search")]
+    if not searched:
+        return None
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("learning rates")
+    table.add_column("rate", justify="right")
+    table.add_column("validation loss (after steps)")
+    table.add_column("outcome")
+    for system in searched:
+        for trial in system["search"]["trials"]:
+            style = "bold" if trial["outcome"] == "chosen" else ""
+            table.add_row(system["name"], f"{trial['rate']:g}", losses_text(trial), trial["outcome"], style=style)
+    spent = sum(system["search"]["spent"] for system in searched)
+    notes = [f"{system['name']}: {system['search']['note']}" for system in searched]
+    table.caption = "\n".join((f"successive halving on validation rows, {describe_seconds(spent)} in all", *notes))
     table.caption_justify = "left"
     return table
 

@@ -13,12 +13,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from tests.parity.tiny import make_model, make_network, make_tokenizer
 
-from tunesmith.config import CompareConfig
+from tunesmith.config_compare import CompareConfig
+from tunesmith.data.ids import prompt_ids
 from tunesmith.errors import InputError
+from tunesmith.evaluation.answers import agreement
 from tunesmith.evaluation.baselines import BASELINES, find_baseline
 from tunesmith.evaluation.metrics import score
 from tunesmith.evaluation.predictions import Predictions
-from tunesmith.evaluation.prompted import NUM_CHOOSING, Resources
+from tunesmith.evaluation.prompted import NUM_ANSWERS, NUM_CHOOSING, TEMPERATURE, Resources, choose_answer
 from tunesmith.evaluation.prompting import (
     QUESTION_AND_ANSWER,
     TEXT_AND_LABEL,
@@ -30,6 +32,8 @@ from tunesmith.evaluation.prompting import (
 )
 from tunesmith.evaluation.systems import run_baseline
 from tunesmith.evaluation.tasks import PLAIN, ask_labels, label_logprobs
+from tunesmith.models.generate import Answer, Decoding, sample
+from tunesmith.models.load import load_network
 from tunesmith.records import Conversation, Example, Examples, LabelledText, Message, Origin, Split, Task
 
 HERE = Origin("made-here", 1)
@@ -327,6 +331,46 @@ def test_a_decoder_reads_passages_and_says_what_that_costs(name: str, tmp_path: 
     assert system.prompt_tokens > plain.prompt_tokens > 0
     assert system.answer_seconds is not None
     assert 0 < system.answer_seconds < system.total_seconds
+
+
+def test_answers_agree_by_their_longest_common_subsequence() -> None:
+    """By hand: 'b' stands in both, of two and four words; a word for itself is worth 1, an unknown one nothing."""
+    assert agreement(["b x", "y b z q", "unlike"]).tolist() == pytest.approx([2 / 6 / 2, 2 / 6 / 2, 0])
+    assert agreement(["yes", "no", "yes", "yes"]).tolist() == pytest.approx([2 / 3, 0, 2 / 3, 2 / 3])
+    assert agreement(["alone"]).tolist() == [0]
+
+
+def answer(text: str, logprob: float) -> Answer:
+    return Answer((5, 2), text, True, (logprob, logprob))
+
+
+def test_what_most_answers_say_is_chosen_and_of_level_ones_the_likeliest() -> None:
+    said = [answer("no", -0.1), answer("yes", -3.0), answer("yes", -2.0), answer("perhaps", -0.1)]
+    assert choose_answer(said) is said[2]
+    assert choose_answer([answer("one", -2.0), answer("two", -1.0)]).text == "two"
+
+
+def test_the_best_of_drawn_answers_reads_a_question_once(tmp_path: Path) -> None:
+    """Its answers are among those that plain sampling gives, and the one beside which the others lie nearest."""
+    given = {"model": str(make_decoder(tmp_path / "model")), "data": "made-here"}
+    settings = CompareConfig.read(given=given | {"max_generated": 2, "max_new_tokens": 6, "precision": "fp32"})
+    parts = make_answers()
+    system, predictions = run_baseline("best-of-8", tmp_path, settings, parts)
+    plain, asked = run_baseline("zero-shot", tmp_path, settings, parts)
+    assert predictions.targets == asked.targets
+    assert system.prompt_tokens == plain.prompt_tokens
+    network = load_network(given["model"], "generation")
+    wording = max((one for one in WORDINGS["generation"] if one.strip() in system.note), key=len)
+    asked_rows = [Prompting(wording).ask(row, ()) for row in parts.test.rows[:2] if isinstance(row, Conversation)]
+    prompts = [prompt_ids(row.messages[:-1], network.tokenizer) for row in asked_rows]
+    drawn = sample(network, prompts, Decoding(6, TEMPERATURE), torch.float32, NUM_ANSWERS)
+    for chosen, answers in zip(predictions.outputs, drawn, strict=False):
+        texts = [one.text for one in answers]
+        assert agreement(texts)[texts.index(chosen)] == max(agreement(texts))
+    assert predictions.outputs[len(drawn) :] == [None] * (len(parts.test.rows) - len(drawn))
+    assert f"{np.mean([sum(len(one.ids) for one in answers) for answers in drawn]):.0f} tokens" in system.note
+    again = run_baseline("best-of-8", tmp_path, settings, parts)[1]
+    assert again.outputs == predictions.outputs
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

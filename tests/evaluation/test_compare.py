@@ -17,7 +17,7 @@ import pytest
 from tests.parity.tiny import make_model, make_tokenizer
 
 import tunesmith
-from tunesmith.config import CompareConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.evaluation.compare import Comparison, compare
 from tunesmith.evaluation.metrics import paired_difference

@@ -10,12 +10,20 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tunesmith.commands.console import AsJson, ConfigFile, given, out, print_json, print_lines
-from tunesmith.config import CompareConfig, split_list, split_mapping
+from tunesmith.config import split_list, split_mapping
 from tunesmith.config_align import JudgeConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.errors import InputError
 from tunesmith.flags import flags_of
 from tunesmith.storage import write_text
-from tunesmith.system_tables import comparison_table, duel_lines, forgetting_table, use_table
+from tunesmith.system_tables import (
+    comparison_table,
+    duel_lines,
+    forgetting_table,
+    search_table,
+    seed_table,
+    use_table,
+)
 
 
 @flags_of(CompareConfig)
@@ -46,9 +54,10 @@ def _compare(config: CompareConfig, as_json: bool) -> None:
     if as_json:
         return print_json(comparison.content)
     out.print(comparison_table(comparison.content))
-    cost = use_table(comparison.content)
-    if cost is not None:
-        out.print(cost)
+    for make in (seed_table, use_table, search_table):
+        table = make(comparison.content)
+        if table is not None:
+            out.print(table)
     out.print(comparison.verdict.reason, markup=False)
     out.print(f"report  {comparison.report}", markup=False)
 

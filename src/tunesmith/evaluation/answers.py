@@ -70,6 +70,18 @@ def count_answers(references: Sequence[str], answers: Sequence[str | None]) -> A
     return Answers(**named, **rouges, bleu=(correct, total, lengths), words=words)
 
 
+def agreement(answers: Sequence[str]) -> Floats:
+    """(K,) mean ROUGE-L F of each answer with the others: how good it is to be expected if each of them is as likely to
+    be right (minimum Bayes risk; Eikema & Aziz 2020, arXiv 2005.10283). 0 of one alone."""
+    rouge = RougeScorer(["rougeL"], use_stemmer=True)
+    likeness = np.zeros((len(answers), len(answers)))
+    for one in range(len(answers)):
+        for other in range(one):
+            score = rouge.score(answers[one], answers[other])["rougeL"].fmeasure
+            likeness[one, other] = likeness[other, one] = score
+    return likeness.sum(1) / max(1, len(answers) - 1)
+
+
 def squad_words(text: str) -> list[str]:
     """Words in lower case, without punctuation and articles."""
     bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)

@@ -29,6 +29,7 @@ from tunesmith.errors import InputError, nearest
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompted import (
     Resources,
+    predict_best_of,
     predict_few_shot,
     predict_few_shot_nearest,
     predict_rag,
@@ -181,6 +182,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline("sliding-window", "classical", ("extractive-qa",), predict_sliding_window),
         Baseline("longer-wins", "guess", ("ranking",), predict_longer),
         Baseline("zero-shot", "prompting", ASKED, predict_zero_shot, decoder_only=True),
+        Baseline("best-of-8", "prompting", ("generation",), predict_best_of, decoder_only=True),
         Baseline("few-shot", "prompting", ASKED, predict_few_shot, decoder_only=True),
         Baseline("few-shot-nearest", "retrieval", ASKED, predict_few_shot_nearest, decoder_only=True),
         Baseline("rag", "retrieval", ("generation",), predict_rag, decoder_only=True),

@@ -20,18 +20,19 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config import CompareConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.data.parts import load_split
 from tunesmith.errors import InputError
 from tunesmith.evaluation.baselines import BASELINES, BOUND, find_baseline
 from tunesmith.evaluation.beside import count_confusions, set_beside
 from tunesmith.evaluation.forgetting import load_second
-from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_or_reuse, start_server
+from tunesmith.evaluation.jobs import PREDICTIONS, Job, run_all, run_or_reuse, start_server
 from tunesmith.evaluation.metrics import METRICS, paired_difference
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.report import write_report
 from tunesmith.evaluation.retrieval import read_passages
 from tunesmith.evaluation.systems import WITH_RAG
+from tunesmith.evaluation.written import spread_text
 from tunesmith.methods.table import choose_methods
 from tunesmith.models.heads import is_encoder
 from tunesmith.models.load import load_config, resolve_model
@@ -46,6 +47,7 @@ from tunesmith.tuning import find_max_length
 RESULT = "comparison.json"
 # Keys that no single system's result depends on, or only by its own entry.
 NO_INPUTS = {"output", "methods", "baselines", "learning_rates", "save_steps", "save_minutes", "check", "report_to"}
+NO_INPUTS |= {"budget", "seeds"}
 REPORT = "report.html"
 
 
@@ -78,8 +80,11 @@ class Comparison:
                 "prompt_tokens": system.prompt_tokens,
                 "answer_seconds": system.answer_seconds,
                 "stored_bytes": system.stored_bytes,
+                "learning_rate": system.learning_rate,
                 "error": system.error,
             }
+            if system.seeds:
+                row |= {f"{name}_seeds": [one["metrics"].get(name) for one in system.seeds] for name in system.metrics}
             for one in system.forgotten:
                 row[f"forgotten_{one['measure']}_{one['metric']}"] = one["change"]["value"]
             rows.append(row)
@@ -122,7 +127,9 @@ def _compare(config: CompareConfig, parts: Split | None) -> Comparison:
         with explained("The comparison", folder):
             write_text(folder / "config.yaml", config.to_yaml())
         _announce(config, parts, jobs)
-        systems = [run_or_reuse(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
+        systems = run_all(jobs)
+        if config.seeds > 1:
+            systems = [_with_seeds(job, system) for job, system in zip(jobs, systems, strict=True)]
         shutil.rmtree(folder / FROZEN, ignore_errors=True)
         return _conclude(config, folder, parts, systems, time.monotonic() - started)
 
@@ -155,10 +162,31 @@ def _make_jobs(config: CompareConfig, folder: Path, parts: Split) -> list[Job]:
     ]
 
 
+def _with_seeds(job: Job, system: System) -> System:
+    """The same method at the same rate with other seeds, beside the one that stands for it."""
+    if job.kind != "method" or job.is_reader or system.error:
+        return system
+    found = [(job.config.seed, system)]
+    for seed in range(job.config.seed + 1, job.config.seed + job.config.seeds):
+        same = {"learning_rates": {job.name: system.learning_rate}, "forgetting": False, "also_keep": None}
+        config = job.config.model_copy(update={"seed": seed, **same})
+        folder = job.folder.with_name(f"{job.name}-seed-{seed}")
+        other = Job(job.name, job.kind, folder, config, job.parts, _key(config, job.parts, job.kind, job.name))
+        found.append((seed, run_or_reuse(other, f"{job.name}, seed {seed}")))
+    values = [
+        {"seed": seed, "metrics": {name: one.value for name, one in made.metrics.items()}, "error": made.error}
+        for seed, made in found
+    ]
+    return replace(system, seeds=tuple(values))
+
+
 def _key(config: CompareConfig, parts: Split, kind: str, name: str) -> str:
     """sha256 over the configuration that bears on this system and over its data."""
     relevant = config.model_dump(mode="json", exclude=NO_INPUTS)
-    relevant |= {"kind": kind, "name": name, "learning_rate": config.learning_rates.get(name.removesuffix(WITH_RAG))}
+    rate = config.learning_rates.get(name.removesuffix(WITH_RAG))
+    relevant |= {"kind": kind, "name": name, "learning_rate": rate}
+    if config.budget is not None and kind == "method" and rate is None:
+        relevant |= {"budget": config.budget}
     relevant |= {"data": [part.fingerprint for part in (parts.train, parts.validation, parts.test)]}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
@@ -260,6 +288,7 @@ class _Judge:
                 f" {chosen.name} ({chosen.metrics[self._metric]}) cannot be told from it on these test rows and "
                 f"takes {chosen.total_seconds:.0f} s instead of {best.total_seconds:.0f} s."
             )
+        text += self._over_seeds(chosen)
         baseline = self._best_baseline
         if baseline is None:
             return text
@@ -268,6 +297,13 @@ class _Judge:
         gap = self._difference(chosen, baseline)
         verb = "beats" if self._is_better(gap) else "does not clearly beat"
         return text + f" It {verb} the strongest baseline, {baseline.name}: difference {gap}."
+
+    def _over_seeds(self, chosen: System) -> str:
+        """The ranking is that of the first seed; how far others differ is said beside it."""
+        if not chosen.seeds:
+            return ""
+        spread = spread_text({"seeds": chosen.seeds}, self._metric)
+        return f" Over {len(chosen.seeds)} seeds {chosen.name} has {spread} (mean and standard deviation)."
 
     def _cost_of_use(self, chosen: System) -> str:
         """What a baseline that needs no tuning asks for each answer instead, beside the best tuned system."""

@@ -5,6 +5,7 @@ What is to be chosen is chosen on validation rows, so that the test rows are ans
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,21 +14,34 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.evaluation.answers import agreement
 from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompting import WORDINGS, Prompting, draw, nearest_rows, solved, write_reading
 from tunesmith.evaluation.retrieval import best_passages, find_passages, passages_of, read_passages
+from tunesmith.models.generate import Answer
 from tunesmith.records import Examples, Split
 
 # Validation rows by which a prompt is chosen; how many rows may be shown, and how often they are drawn.
 NUM_CHOOSING = 50
 COUNTS = (1, 4, 8, 16)
 DRAWS = 3
+# Answers of which the best is taken, and how they are drawn (Wang et al. 2023, arXiv 2203.11171, section 3.1).
+NUM_ANSWERS, TEMPERATURE = 8, 0.7
 
 
 class Ask(Protocol):
     """Rows and how they are put to the untuned decoder -> what it says, without answers where these are not needed."""
 
     def __call__(self, examples: Examples, prompting: Prompting, with_answers: bool = True) -> Predictions: ...
+
+
+class Draw(Protocol):
+    """Rows and how they are put to the untuned decoder -> so many answers to each of those that are answered, and the
+    tokens that were read for them."""
+
+    def __call__(
+        self, examples: Examples, prompting: Prompting, num_answers: int, temperature: float
+    ) -> tuple[list[list[Answer]], list[int]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +52,61 @@ class Resources:
     ask        rows, put to the untuned decoder
     seed       of what is drawn at random
     documents  a folder of texts to find answers in; the training rows where there is none
+    draw       several answers to rows, drawn at random
     """
 
     embed: Callable[[list[Any]], NDArray[np.floating[Any]]]
     ask: Ask
     seed: int = 0
     documents: Path | None = None
+    draw: Draw | None = None
 
 
 def predict_zero_shot(parts: Split, resources: Resources) -> Predictions:
     """The class whose name is likeliest as an answer, or the answer, to the best of three wordings."""
+    wording, note = _best_wording(parts, resources)
+    return replace(resources.ask(parts.test, Prompting(wording)), note=note)
+
+
+def _best_wording(parts: Split, resources: Resources) -> tuple[str, str]:
+    """And how it was chosen."""
     wordings = WORDINGS[parts.test.task]
     some = _some(parts.validation)
     losses = [_loss(resources.ask(some, Prompting(wording), with_answers=False)) for wording in wordings]
     best = int(np.argmin(losses))
-    found = resources.ask(parts.test, Prompting(wordings[best]))
     others = ", ".join(f"{loss:.3f}" for loss in losses)
     said = f'"{wordings[best].strip()}"' if wordings[best] else "the question alone"
-    return replace(found, note=f"{said}: best of {len(wordings)} wordings by {_measure(parts, some)} ({others})")
+    return wordings[best], f"{said}: best of {len(wordings)} wordings by {_measure(parts, some)} ({others})"
+
+
+def predict_best_of(parts: Split, resources: Resources) -> Predictions:
+    """Of several drawn answers the one most like the others, which needs no label: minimum Bayes risk, and for short
+    answers much the same as what most of them say (self-consistency). Of equally good ones the one that the model holds
+    for the likeliest, by the mean log-probability of its tokens."""
+    assert resources.draw is not None
+    wording, note = _best_wording(parts, resources)
+    started = time.monotonic()
+    drawn, read = resources.draw(parts.test, Prompting(wording), NUM_ANSWERS, TEMPERATURE)
+    made = [choose_answer(answers) for answers in drawn]
+    seconds = time.monotonic() - started
+    written = np.mean([sum(len(answer.ids) for answer in answers) for answers in drawn]) if drawn else 0
+    targets = [answer for _, answer in solved(parts.test)]
+    silent = [None] * (len(targets) - len(made))
+    return Predictions(
+        "generation",
+        targets,
+        [*(answer.text for answer in made), *silent],
+        finished=[*(answer.finished for answer in made), *silent],
+        prompt_tokens=read,
+        seconds=seconds,
+        note=f"of {NUM_ANSWERS} answers, {written:.0f} tokens in all, that most like the others; {note}",
+    )
+
+
+def choose_answer(answers: Sequence[Answer]) -> Answer:
+    """The one most like the others by ROUGE-L; of equal ones the likeliest."""
+    likeness = agreement([answer.text for answer in answers])
+    return answers[max(range(len(answers)), key=lambda at: (likeness[at], np.mean(answers[at].logprobs)))]
 
 
 def predict_few_shot(parts: Split, resources: Resources) -> Predictions:

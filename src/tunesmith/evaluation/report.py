@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from tunesmith.evaluation import plots
 from tunesmith.evaluation.metrics import METRICS
-from tunesmith.evaluation.written import to_harness, to_markdown
+from tunesmith.evaluation.written import losses_text, spread_text, to_harness, to_markdown
 from tunesmith.pages import write_page
 from tunesmith.storage import write_json, write_text
 from tunesmith.terminal import describe_bytes
@@ -35,9 +35,12 @@ def write_report(path: Path, comparison: Mapping[str, Any]) -> None:
         "pictures": {name: Markup(svg) for name, svg in draw(comparison).items()},  # noqa: S704 (escaped in plots)
         "done": [system for system in comparison["systems"] if not system["error"]],
         "failed": [system for system in comparison["systems"] if system["error"]],
+        "seeded": [system for system in comparison["systems"] if system.get("seeds")],
+        "searched": [system for system in comparison["systems"] if system.get("search")],
         "asked": [system for system in comparison["systems"] if system.get("prompt_tokens")],
     }
     filters: dict[str, Callable[..., str]] = {"interval": interval, "bytes": size, "seconds": seconds, "count": count}
+    filters |= {"losses": losses_text, "spread": spread_text}
     write_page(path, "tunesmith.evaluation", TEMPLATE, values, filters)
     write_text(path.with_suffix(".md"), to_markdown(comparison, names, interval))
     directions = {metric.name: metric.higher_is_better for metric in METRICS[comparison["data"]["task"]]}

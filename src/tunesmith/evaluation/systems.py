@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.config import CompareConfig, TuneConfig
+from tunesmith.config import TuneConfig
+from tunesmith.config_compare import CompareConfig
 from tunesmith.data.quality.findings import whole_text
 from tunesmith.data.tokenize import tokenize
 from tunesmith.data.view import describe_target
@@ -22,8 +23,10 @@ from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompted import Resources, found_passages, reading
 from tunesmith.evaluation.prompting import Prompting
 from tunesmith.evaluation.readings import READINGS
-from tunesmith.evaluation.tasks import predict_asked, predict_rows
+from tunesmith.evaluation.search import Search
+from tunesmith.evaluation.tasks import ask_rows, draw_answers, predict_asked, predict_rows
 from tunesmith.methods.table import find_method
+from tunesmith.models.generate import Answer, Decoding
 from tunesmith.models.load import Network, count_parameters, load_network, rest
 from tunesmith.records import (
     Conversation,
@@ -46,13 +49,16 @@ from tunesmith.tuning import tune
 SAMPLES_SHOWN = 8
 # Of a tuned model that answers behind passages.
 WITH_RAG = "+rag"
+RUN = "run"
 
 
-def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> tuple[System, Predictions]:
-    """Tunes by one method and judges the result on the test part."""
+def run_method(
+    name: str, folder: Path, config: CompareConfig, parts: Split, search: Search | None = None
+) -> tuple[System, Predictions]:
+    """Tunes by one method, at the rate that a search has chosen where there was one, and judges on the test part."""
     started = time.monotonic()
-    states = folder.parents[1] / FROZEN  # in the comparison's own folder: methods that freeze the same share them
-    run = tune(_tune_config(config, name, folder / "run"), parts, brief=True, states=states)
+    rate = config.learning_rates.get(name) if search is None else search.chosen
+    run = tune(tune_config(config, name, folder / RUN, rate), parts, brief=True, states=states_of(folder))
     device, dtype = _where(config)
     predictions = predict_rows(run.network, parts.test, dtype, config.max_generated, config.max_new_tokens)
     system = System(
@@ -62,9 +68,9 @@ def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> 
         metrics=score(predictions, config.seed).metrics,
         trainable_parameters=run.manifest["trainable_parameters"],
         total_parameters=run.manifest["total_parameters"],
-        peak_memory=peak_memory(device),
+        peak_memory=max(peak_memory(device), run.manifest["peak_memory"]),
         train_seconds=run.outcome["train_seconds"],
-        total_seconds=time.monotonic() - started,
+        total_seconds=time.monotonic() - started + (0 if search is None else search.spent),
         tokens_per_second=run.outcome["tokens_per_second"],
         learning_rate=run.manifest["learning_rate"],
         curve=tuple(run.outcome["curve"]),
@@ -72,9 +78,15 @@ def run_method(name: str, folder: Path, config: CompareConfig, parts: Split) -> 
         folder=str(run.folder),
         stored_bytes=sum(file.stat().st_size for file in run.folder.glob("*.safetensors")),
         forgotten=_forgotten(run, config),
+        search={} if search is None else search.to_mapping(),
         **_use(predictions),
     )
     return system, predictions
+
+
+def states_of(folder: Path) -> Path:
+    """In the comparison's own folder: methods that freeze the same share them."""
+    return folder.parents[1] / FROZEN
 
 
 def _use(predictions: Predictions) -> dict[str, Any]:
@@ -102,6 +114,7 @@ def run_reader(tuned: System, config: CompareConfig, parts: Split) -> tuple[Syst
         total_seconds=tuned.total_seconds + time.monotonic() - started,
         samples=_samples(parts, predictions),
         curve=(),
+        search={},
         **_use(predictions),
     )
     return system, predictions
@@ -121,7 +134,8 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
     device, _ = _where(config)
     seed_everything(config.seed)
     model = _Model(config, parts)
-    predictions = baseline.predict(parts, Resources(model.embed, model.ask, config.seed, _documents(config)))
+    resources = Resources(model.embed, model.ask, config.seed, _documents(config), model.draw)
+    predictions = baseline.predict(parts, resources)
     system = System(
         name=name,
         kind="baseline",
@@ -136,9 +150,9 @@ def run_baseline(name: str, folder: Path, config: CompareConfig, parts: Split) -
     return system, predictions
 
 
-def _tune_config(config: CompareConfig, method: str, folder: Path) -> TuneConfig:
+def tune_config(config: CompareConfig, method: str, folder: Path, learning_rate: float | None) -> TuneConfig:
     shared = {name: getattr(config, name) for name in TuneConfig.model_fields if name in CompareConfig.model_fields}
-    own = {"method": method, "output": folder, "learning_rate": config.learning_rates.get(method)}
+    own = {"method": method, "output": folder, "learning_rate": learning_rate}
     # What was interrupted goes on if it was asked the same thing, else it is replaced.
     return TuneConfig(**shared | own, resume=True, overwrite=True)
 
@@ -170,6 +184,15 @@ class _Model:
     def ask(self, examples: Examples, prompting: Prompting, with_answers: bool = True) -> Predictions:
         limits = (self._config.max_generated if with_answers else 0), self._config.max_new_tokens
         return predict_asked(self._load("generation"), examples, self._dtype, *limits, prompting)
+
+    def draw(
+        self, examples: Examples, prompting: Prompting, num_answers: int, temperature: float
+    ) -> tuple[list[list[Answer]], list[int]]:
+        config, network = self._config, self._load("generation")
+        answered = replace(examples, rows=examples.rows[: config.max_generated])
+        asked = ask_rows(network, answered, config.max_new_tokens, prompting)
+        decoding = Decoding(config.max_new_tokens, temperature, seed=config.seed)
+        return draw_answers(network, asked, self._dtype, decoding, num_answers)
 
     def _load(self, task: Task) -> Network:
         if self._loaded is not None and self._loaded.task == task:

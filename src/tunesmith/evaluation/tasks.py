@@ -20,7 +20,7 @@ from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompting import WORDINGS, Prompting, fit_before
 from tunesmith.evaluation.readings import READINGS, Given, by_row
 from tunesmith.evaluation.spans import find_answers
-from tunesmith.models.generate import Decoding, generate, sample, stream
+from tunesmith.models.generate import Answer, Decoding, generate, sample, stream
 from tunesmith.models.load import Network, load_network, rest
 from tunesmith.records import (
     JUDGED,
@@ -88,6 +88,12 @@ def predict_asked(
     name is likeliest as an answer, else as `predict_rows`."""
     if examples.task == "classification":
         return _predict_labels(network, examples, dtype, prompting)
+    asked = ask_rows(network, examples, max_new_tokens, prompting)
+    return predict_rows(network, asked, dtype, max_generated, max_new_tokens)
+
+
+def ask_rows(network: Network, examples: Examples, max_new_tokens: int, prompting: Prompting) -> Examples:
+    """Conversations as they are put to a decoder by `prompting`, behind as much as it can read."""
     rows = [row for row in examples.rows if isinstance(row, Conversation)]
 
     def fits(index: int, before: Sequence[Any]) -> bool:
@@ -96,7 +102,18 @@ def predict_asked(
 
     kept = fit_before(prompting.before or [()] * len(rows), fits)
     asked = tuple(prompting.ask(row, before) for row, before in zip(rows, kept, strict=True))
-    return predict_rows(network, Examples("generation", asked, (), "", ""), dtype, max_generated, max_new_tokens)
+    return Examples("generation", asked, (), "", "")
+
+
+def draw_answers(
+    network: Network, asked: Examples, dtype: torch.dtype, decoding: Decoding, num_answers: int
+) -> tuple[list[list[Answer]], list[int]]:
+    """So many answers to the last question of each conversation, and how many tokens were read for them: each question
+    goes through the network once."""
+    rows = [row for row in asked.rows if isinstance(row, Conversation)]
+    prompts = [prompt_ids(row.messages[:-1], network.tokenizer) for row in rows]
+    network.model.eval()
+    return sample(network, prompts, decoding, dtype, num_answers, quiet=False), [len(ids) for ids in prompts]
 
 
 def _predict_labels(network: Network, examples: Examples, dtype: torch.dtype, prompting: Prompting) -> Predictions:

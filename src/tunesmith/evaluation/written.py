@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -69,9 +70,50 @@ def _lines(comparison: Mapping[str, Any], columns: Sequence[str], interval: Any)
         trained = f"{system['trainable_parameters']:,}" if system["trainable_parameters"] else "-"
         cost = (trained, f"{system['peak_memory'] / 1e6:,.0f}", f"{system['total_seconds']:,.0f}")
         yield _row([system["name"], *cells, *cost])
+    yield from _seeds([system for system in comparison["systems"] if system.get("seeds")], columns)
+    yield from _searches([system for system in comparison["systems"] if system.get("search")])
     yield from ("", "To repeat it:", "", f"    {' '.join(str(comparison['command']).split())}", "")
     known = {**comparison["machine"], **comparison.get("versions", {})}
     yield " · ".join(f"{_cell(key)}: {_cell(value)}" for key, value in known.items())
+
+
+def _seeds(systems: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[str]:
+    """What the same methods came to with other seeds."""
+    if not systems:
+        return
+    num_seeds = max(len(system["seeds"]) for system in systems)
+    yield from ("", f"Mean and standard deviation over {num_seeds} seeds:")
+    yield from ("", _row(["system", *columns]), _row(["---", *["---:"] * len(columns)]))
+    for system in systems:
+        yield _row([system["name"], *(spread_text(system, name) for name in columns)])
+
+
+def spread_text(system: Mapping[str, Any], metric: str) -> str:
+    """Mean and standard deviation of a metric over the seeds that came to an end: '0.812 ±0.010'."""
+    values = [seed["metrics"][metric] for seed in system["seeds"] if seed["metrics"].get(metric) is not None]
+    if len(values) < 2:
+        return "-"
+    failed = sum(bool(seed["error"]) for seed in system["seeds"])
+    more = f" ({failed} failed)" if failed else ""
+    return f"{statistics.mean(values):.3f} ±{statistics.stdev(values):.3f}{more}"
+
+
+def _searches(systems: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The learning rates that were tried."""
+    if not systems:
+        return
+    heads = ["system", "learning rate", "validation loss (after steps)", "outcome"]
+    yield from ("", _row(heads), _row(["---"] * len(heads)))
+    for system in systems:
+        for trial in system["search"]["trials"]:
+            yield _row([system["name"], f"{trial['rate']:g}", losses_text(trial), trial["outcome"]])
+    for system in systems:
+        yield from ("", f"{_cell(system['name'])}: {_cell(system['search']['note'])}.")
+
+
+def losses_text(trial: Mapping[str, Any]) -> str:
+    """The lowest validation losses so far of one learning rate: '0.5320 (12), 0.4810 (24)'."""
+    return ", ".join(f"{loss:.4f} ({step})" for step, loss in trial["losses"].items()) or "-"
 
 
 def _measure_name(forgotten: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ taken whole or not at all, so that a checkpoint made on the way out is one that 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,31 @@ from tunesmith.train.step import Plan
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """How far a training goes before it waits: to a step, or to a moment of `time.monotonic`, whichever comes first."""
+
+    step: int
+    moment: float = math.inf
+
+
+class Paused(Exception):  # noqa: N818 (nothing went wrong)
+    """A training waits at its limit. A checkpoint is made, from which it goes on as if it had never waited: the
+    evaluation at the limit is none of its own, so neither best weights nor early stopping know of it.
+
+    `loss` is the lowest validation loss so far, that at the limit counted in; None where time was up before the step.
+    """
+
+    def __init__(self, outcome: Outcome, num_steps: int, loss: float | None) -> None:
+        super().__init__(f"waits after step {outcome.steps} of {num_steps}")
+        self.outcome, self.num_steps, self.loss = outcome, num_steps, loss
+
+
+@dataclass(frozen=True, slots=True)
 class Watch:
     """What looks on: `evaluate` gives validation metrics, first of all "validation_loss", which decides
     what is best and when to stop; checkpoints are made in `checkpoints`.
 
-    `name_row` says where a row of the training part was read; `mend` how to go on after a stop.
+    `name_row` says where a row of the training part was read; `mend` how to go on after a stop; `limit` where to wait.
     """
 
     evaluate: Callable[[], Mapping[str, float]]
@@ -36,6 +58,7 @@ class Watch:
     quiet: bool = False
     name_row: Callable[[int], str] = str
     mend: str = ""
+    limit: Limit | None = None
 
 
 class Course:
@@ -68,6 +91,9 @@ class Course:
 
         `start` says where to begin; else before the first step, after a rehearsal. When asked to stop, a checkpoint is
         made first.
+
+        Raises:
+            Paused: at the limit.
         """
         state, watch = self._state, self._watch
         if start is not None:
@@ -103,7 +129,24 @@ class Course:
                         self.saver.save(self._state)
                 if is_over:
                     return
+                self._wait_at_limit()
                 bar.advance(advance())
+
+    def _wait_at_limit(self) -> None:
+        limit, progress = self._watch.limit, self._state.progress
+        if limit is None or (self._state.step < limit.step and time.monotonic() < limit.moment):
+            return
+        with shielded():
+            self.saver.save(self._state)
+        is_there = self._state.step >= limit.step
+        raise Paused(progress.outcome, self.num_steps, self._lowest_loss() if is_there else None)
+
+    def _lowest_loss(self) -> float:
+        progress = self._state.progress
+        if progress.evaluated == self._state.step:
+            return progress.best_loss
+        self._network.model.eval()
+        return min(progress.best_loss, float(self._watch.evaluate()["validation_loss"]))
 
     def _is_time_to_evaluate(self) -> bool:
         step = self._state.step
