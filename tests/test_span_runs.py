@@ -35,8 +35,9 @@ from tunesmith.evaluation.predictions import Predictions
 from tunesmith.evaluation.prompted import Resources
 from tunesmith.export import export
 from tunesmith.models.packed import packed_logits
+from tunesmith.outcomes import System, Verdict
 from tunesmith.planning import plan
-from tunesmith.records import Split, System, Verdict
+from tunesmith.records import Split
 from tunesmith.runs.run import Run
 from tunesmith.train import loop, step
 from tunesmith.tuning import tune

@@ -18,8 +18,8 @@ from tunesmith.evaluation import compare as comparing
 from tunesmith.evaluation import tasks
 from tunesmith.evaluation.compare import Comparison
 from tunesmith.evaluation.forgetting import Change, measure_forgetting
+from tunesmith.outcomes import Score
 from tunesmith.pretraining import pretrain as pretrain_stage
-from tunesmith.records import Score
 from tunesmith.rewarding import train_reward
 from tunesmith.runs.adapters import Adapters
 from tunesmith.runs.adapters import load_adapters as adapters_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.records import Interval
+from tunesmith.outcomes import Interval
 from tunesmith.terminal import describe_bytes, describe_count, describe_seconds
 
 if TYPE_CHECKING:  # not at run time: it brings torch, and help texts should come at once

@@ -10,7 +10,8 @@ from typing import Any
 
 from tunesmith.evaluation.metrics import METRICS
 from tunesmith.evaluation.report import write_report
-from tunesmith.records import TASKS, Interval, System, Task, Verdict
+from tunesmith.outcomes import Interval, System, Verdict
+from tunesmith.records import TASKS, Task
 from tunesmith.storage import to_plain
 
 TOTAL = 22_713_984

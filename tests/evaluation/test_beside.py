@@ -7,7 +7,8 @@ from sklearn.metrics import confusion_matrix
 
 from tunesmith.evaluation.beside import count_confusions, set_beside
 from tunesmith.evaluation.predictions import Predictions
-from tunesmith.records import Conversation, Examples, LabelledText, Message, Origin, System, Verdict
+from tunesmith.outcomes import System, Verdict
+from tunesmith.records import Conversation, Examples, LabelledText, Message, Origin
 
 CHOSEN = Verdict("full", "lora", "")
 SYSTEMS = (

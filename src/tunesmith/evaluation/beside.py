@@ -11,7 +11,8 @@ from tunesmith.data.quality.findings import whole_text
 from tunesmith.data.view import describe_target
 from tunesmith.evaluation.predictions import Floats, Predictions
 from tunesmith.evaluation.readings import READINGS
-from tunesmith.records import Conversation, Example, Examples, System, Verdict
+from tunesmith.outcomes import System, Verdict
+from tunesmith.records import Conversation, Example, Examples
 
 EACH = 12  # rows of each kind
 MOST_CLASSES = 12  # of a confusion matrix that can be read

@@ -36,7 +36,8 @@ from tunesmith.evaluation.written import spread_text
 from tunesmith.methods.table import choose_methods
 from tunesmith.models.heads import is_encoder
 from tunesmith.models.load import load_config, resolve_model
-from tunesmith.records import Interval, Split, System, Verdict
+from tunesmith.outcomes import Interval, System, Verdict
+from tunesmith.records import Split
 from tunesmith.runs.folder import FROZEN, locked, look
 from tunesmith.runtime import choose_device, choose_precision, describe_machine, versions
 from tunesmith.signals import listening

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from tunesmith.evaluation.intervals import RESAMPLES, interval_of, resampled
-from tunesmith.records import Interval
+from tunesmith.outcomes import Interval
 
 Floats = NDArray[np.floating[Any]]
 # Of a fit, which takes some milliseconds.

@@ -29,7 +29,8 @@ from tunesmith.evaluation.readings import READINGS
 from tunesmith.evaluation.recall import Base, Said
 from tunesmith.evaluation.tasks import predict_rows
 from tunesmith.models.load import Network
-from tunesmith.records import Examples, Interval, LabelledText, Origin, Task, TokenizedExample
+from tunesmith.outcomes import Interval
+from tunesmith.records import Examples, LabelledText, Origin, Task, TokenizedExample
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_precision
 from tunesmith.train.validate import embed, validate

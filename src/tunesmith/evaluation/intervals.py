@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from tunesmith.records import Interval
+from tunesmith.outcomes import Interval
 
 Indices = NDArray[np.integer[Any]]
 

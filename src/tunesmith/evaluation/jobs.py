@@ -33,7 +33,8 @@ from tunesmith.evaluation.systems import (
     tune_config,
 )
 from tunesmith.evaluation.trials import Trainings
-from tunesmith.records import Interval, Split, System
+from tunesmith.outcomes import Interval, System
+from tunesmith.records import Split
 from tunesmith.signals import Stopped, listening
 from tunesmith.storage import sha256_of, write_json
 from tunesmith.terminal import describe_seconds, say

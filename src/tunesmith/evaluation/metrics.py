@@ -17,7 +17,8 @@ from tunesmith.evaluation import of_answers as answers
 from tunesmith.evaluation import of_classes as classes
 from tunesmith.evaluation.intervals import RESAMPLES, interval_of, resampled
 from tunesmith.evaluation.predictions import Floats, Indices, Predictions
-from tunesmith.records import Interval, Score, Task
+from tunesmith.outcomes import Interval, Score
+from tunesmith.records import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from tunesmith.evaluation.intervals import RESAMPLES, interval_of, resampled
-from tunesmith.records import Interval
+from tunesmith.outcomes import Interval
 
 Floats = NDArray[np.floating[Any]]
 NUM_BINS = 10

@@ -28,17 +28,8 @@ from tunesmith.evaluation.tasks import ask_rows, draw_answers, predict_asked, pr
 from tunesmith.methods.table import find_method
 from tunesmith.models.generate import Answer, Decoding
 from tunesmith.models.load import Network, count_parameters, load_network, rest
-from tunesmith.records import (
-    Conversation,
-    Examples,
-    LabelledText,
-    Origin,
-    SpanQuestion,
-    Split,
-    System,
-    TaggedWords,
-    Task,
-)
+from tunesmith.outcomes import System
+from tunesmith.records import Conversation, Examples, LabelledText, Origin, SpanQuestion, Split, TaggedWords, Task
 from tunesmith.runs.folder import FROZEN
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, peak_memory, seed_everything

@@ -22,16 +22,8 @@ from tunesmith.evaluation.readings import READINGS, Given, by_row
 from tunesmith.evaluation.spans import find_answers
 from tunesmith.models.generate import Answer, Decoding, generate, sample, stream
 from tunesmith.models.load import Network, load_network, rest
-from tunesmith.records import (
-    JUDGED,
-    Conversation,
-    Examples,
-    LabelledText,
-    Message,
-    Origin,
-    Score,
-    TaggedWords,
-)
+from tunesmith.outcomes import Score
+from tunesmith.records import JUDGED, Conversation, Examples, LabelledText, Message, Origin, TaggedWords
 from tunesmith.runs.folder import MANIFEST
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision
