@@ -1,6 +1,6 @@
 """The whole loop of learning from feedback, with a program in the place of people.
 
-    python examples/rlhf.py FOLDER [--prompts 400] [--noise 0.25] [--steps 30]
+    python examples/rlhf.py FOLDER [--prompts 400] [--noise 0.25] [--epochs 3] [--steps 30]
 
 A hidden scorer, a classifier of film reviews, plays the labeler: it ranks four continuations of each opening, and turns
 a share of its judgements round at random. From its rankings alone a reward model is learned; PPO maximises that model;
@@ -73,7 +73,11 @@ def write_rankings(file: Path, prompts: Sequence[str], network: Network, gold: S
     """What the labeler says of the model's own answers, and beside it in how many pairs it is wrong."""
     ids = [prompt_ids(turns, network.tokenizer) for turns in as_turns(prompts)]
     made = sample(network, ids, Decoding(TOKENS, temperature=1.0), dtype_of(network), ANSWERS, quiet=False)
-    texts = [[answer.text for answer in answers] for answers in made]
+    said = [[answer.text for answer in answers] for answers in made]
+    # Nobody can rank an answer that is empty.
+    prompts, texts = zip(
+        *(pair for pair in zip(prompts, said, strict=True) if all(map(str.strip, pair[1]))), strict=True
+    )
     every = as_turns([prompt for prompt in prompts for _ in range(ANSWERS)])
     scores = gold(every, [text for answers in texts for text in answers]).reshape(-1, ANSWERS)
     seen = with_noise(scores, noise)
@@ -89,7 +93,7 @@ def dtype_of(network: Network) -> torch.dtype:
     return choose_precision("auto", network.model.device)
 
 
-def learn_reward(folder: Path) -> None:
+def learn_reward(folder: Path, given: argparse.Namespace) -> None:
     """The reward model; prints how often it is right of pairs that it has not seen, beside what the labeler, who is
     sometimes wrong, can be foreseen in at all."""
     if not is_done(folder / "reward"):
@@ -98,7 +102,9 @@ def learn_reward(folder: Path) -> None:
             method="full",
             data=str(folder / "rankings.jsonl"),
             per_device_train_batch_size=4,
+            num_train_epochs=given.epochs,
             output=folder / "reward",
+            resume=True,
             quiet=True,
         )
     found = Run.open(folder / "reward").manifest["reward"]["test"]
@@ -131,7 +137,9 @@ def align(folder: Path, given: argparse.Namespace) -> Run:
             max_steps=given.steps,
             eval_steps=max(1, given.steps // given.evaluations),
             num_train_epochs=100,
+            max_kl=20,
             output=folder / "ppo",
+            resume=True,
         )
     )
     for point in run.outcome["curve"]:
@@ -157,6 +165,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--noise", type=float, default=0.25)
+    parser.add_argument("--epochs", type=int, default=3, help="of the reward model")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--evaluations", type=int, default=6, help="on the way")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of PPO")
@@ -166,7 +175,13 @@ def main() -> None:
 
     if not is_done(folder / "labeler"):
         tunesmith.tune(
-            model=LABELER, data=DATA, method="full", num_train_epochs=1, output=folder / "labeler", quiet=True
+            model=LABELER,
+            data=DATA,
+            method="full",
+            num_train_epochs=1,
+            output=folder / "labeler",
+            resume=True,
+            quiet=True,
         )
     network = open_network(MODEL)
     settings = AlignConfig(model=MODEL, data="", algorithm="ppo", reward=("labeler",), reward_label="positive")
@@ -174,7 +189,7 @@ def main() -> None:
     prompts = openings(given.prompts + given.judged)
     if not (folder / "rankings.jsonl").is_file():
         write_rankings(folder / "rankings.jsonl", prompts[: given.prompts], network, gold, given.noise)
-    learn_reward(folder)
+    learn_reward(folder, given)
     run = align(folder, given)
     compare(prompts[given.prompts :], run.network, network, gold)
 
