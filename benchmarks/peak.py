@@ -3,6 +3,9 @@ its time, over the best rate of a large product.
 
     python benchmarks/peak.py [--repeats 3]
 
+Beside it stands the rate of the frozen layers' own products, forward and backward, one after the other, nothing else:
+what is left between that and the large product is their shape, between it and the step everything else.
+
 Useful FLOPs are those of matrix products and attention in the step as tunesmith computes it: a beginning that rows
 share counts once. Rows, model and settings are those of sft.py.
 """
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import sft
@@ -24,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 SIZE = 2048
 SECONDS = 3.0
+TOKENS, REPEATS = 1232, 50  # a third of what sft.py times in three steps
 
 
 def main() -> int:
@@ -36,10 +41,12 @@ def main() -> int:
     shares = []
     for number in range(options.repeats):
         best = find_rate(dtype)
+        own = find_rate_of_layers(dtype)
         flops, seconds = measure_step(dtype)
         shares.append(flops / seconds / best)
         print(
-            f"round {number + 1}: product of {SIZE} x {SIZE} {best / 1e9:,.0f} GFLOP/s, step {flops / 1e9:,.0f} GFLOP "
+            f"round {number + 1}: product of {SIZE} x {SIZE} {best / 1e9:,.0f} GFLOP/s, the layers' own "
+            f"{own / 1e9:,.0f}, step {flops / 1e9:,.0f} GFLOP "
             f"in {seconds:.2f} s = {flops / seconds / 1e9:,.0f} GFLOP/s, {shares[-1]:.1%}"
         )
     print(f"{dtype}, {torch.get_num_threads()} threads: median {statistics.median(shares):.1%}")
@@ -55,6 +62,30 @@ def find_rate(dtype: torch.dtype) -> float:
         a @ b
         taken.append(time.perf_counter() - began)
     return float(2 * SIZE**3 / min(taken))
+
+
+def find_rate_of_layers(dtype: torch.dtype) -> float:
+    """FLOP/s of the products of all frozen layers of the step, without and with its gradient to the input: each shape
+    timed by itself, the fastest of REPEATS, and counted as often as it occurs."""
+    from tunesmith.models.load import load_network
+
+    model = load_network(sft.MODEL, "generation").model.model  # type: ignore[union-attr]
+    shapes = Counter(tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear))
+    flops = seconds = 0.0
+    for (size_out, size_in), count in shapes.items():
+        x_TI, w_OI, g_TO = (
+            torch.randn(shape).to(dtype) for shape in ((TOKENS, size_in), (size_out, size_in), (TOKENS, size_out))
+        )
+        for left, right in ((x_TI, w_OI.T), (g_TO, w_OI)):
+            seconds += count * min(_seconds_of(left, right) for _ in range(REPEATS))
+            flops += count * 2 * TOKENS * size_in * size_out
+    return flops / seconds
+
+
+def _seconds_of(left: torch.Tensor, right: torch.Tensor) -> float:
+    began = time.perf_counter()
+    left @ right
+    return time.perf_counter() - began
 
 
 def measure_step(dtype: torch.dtype) -> tuple[float, float]:
