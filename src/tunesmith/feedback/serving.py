@@ -17,6 +17,7 @@ from tunesmith.feedback.settings import ServeConfig
 from tunesmith.feedback.store import Store, Study
 from tunesmith.feedback.web.app import make_app
 from tunesmith.feedback.web.guard import Site
+from tunesmith.signals import shielded
 from tunesmith.terminal import describe_count, say
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -42,10 +43,6 @@ def serve(config: ServeConfig) -> None:
     people.find_or_add(OWNER, "owner")  # before anybody else can take the name
     _settle_study(store, config)
     address = config.public_url or f"http://127.0.0.1:{listener.getsockname()[1]}"
-    print(f"{address.rstrip('/')}/?token={token}", flush=True)
-    study = store.study()
-    say(f"Open this address to rank and to invite others; it is yours alone. {study.title}")
-    say(f"{describe_count(study.overlap, 'ranking')} of each item. Ctrl-C stops the page; what was saved stays.")
     app = make_app(store, people, site, token)
     settings = uvicorn.Config(
         app,
@@ -57,8 +54,13 @@ def serve(config: ServeConfig) -> None:
         ws="none",
     )
     sys.setswitchinterval(SECONDS_TO_SWITCH)
-    gc.collect()
-    gc.freeze()  # what is there now stays: the collector need not look at it again and again
+    with shielded():  # a signal raised in what the collector calls would be lost
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look at it again and again
+    print(f"{address.rstrip('/')}/?token={token}", flush=True)
+    study = store.study()
+    say(f"Open this address to rank and to invite others; it is yours alone. {study.title}")
+    say(f"{describe_count(study.overlap, 'ranking')} of each item. Ctrl-C stops the page; what was saved stays.")
     try:
         uvicorn.Server(settings).run(sockets=[listener])
     finally:
