@@ -20,9 +20,8 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
     Half the width of the interval fits 80 columns; the page shows both ends.
     """
     systems = content["systems"]
-    found = (name for system in systems for name in system["metrics"])
-    names = list(dict.fromkeys([content["primary"], *found]))[:3]  # what the advice goes by first, whoever lacks it
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    names = _metrics_shown(content, systems)
+    table = _table()
     table.add_column("")
     table.add_column("system")
     for name in names:
@@ -43,8 +42,17 @@ def comparison_table(content: Mapping[str, Any]) -> Table:
         table.add_row(mark, system["name"], *cells, *cost, style="bold" if best else "")
     table.caption = f"★ best {content['primary']}   ✓ recommended   ± half of the 95 % bootstrap interval"
     table.caption += "   Δ tuned - base: what was forgotten" if measures else ""
-    table.caption_justify = "left"
     return table
+
+
+def _table() -> Table:
+    return Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
+
+
+def _metrics_shown(content: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Three: what the advice goes by first, whichever of the systems lacks it."""
+    found = (name for system in systems for name in system["metrics"])
+    return list(dict.fromkeys([content["primary"], *found]))[:3]
 
 
 def use_table(content: Mapping[str, Any]) -> Table | None:
@@ -52,7 +60,7 @@ def use_table(content: Mapping[str, Any]) -> Table | None:
     asked = [system for system in content["systems"] if system.get("prompt_tokens")]
     if not asked:
         return None
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _table()
     table.add_column("to answer")
     for title in ("tokens read", "seconds", "stored"):
         table.add_column(title, justify="right")
@@ -62,7 +70,6 @@ def use_table(content: Mapping[str, Any]) -> Table | None:
         cost = (f"{system['prompt_tokens']:,.0f}", f"{system['answer_seconds']:.3f}", stored)
         table.add_row(system["name"], *cost, system["note"])
     table.caption = "for each test row, answered in batches; stored: what the run adds to the disk"
-    table.caption_justify = "left"
     return table
 
 
@@ -71,15 +78,14 @@ def seed_table(content: Mapping[str, Any]) -> Table | None:
     seeded = [system for system in content["systems"] if system.get("seeds")]
     if not seeded:
         return None
-    names = list(dict.fromkeys(name for system in seeded for name in system["metrics"]))[:3]
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    names = _metrics_shown(content, seeded)
+    table = _table()
     table.add_column("over seeds")
     for name in names:
         table.add_column(name, justify="right")
     for system in seeded:
         table.add_row(system["name"], *(spread_text(system, name) for name in names))
     table.caption = f"mean ± standard deviation of {len(seeded[0]['seeds'])} trainings each"
-    table.caption_justify = "left"
     return table
 
 
@@ -88,7 +94,7 @@ def search_table(content: Mapping[str, Any]) -> Table | None:
     searched = [system for system in content["systems"] if system.get("search")]
     if not searched:
         return None
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _table()
     table.add_column("learning rates")
     table.add_column("rate", justify="right")
     table.add_column("validation loss (after steps)")
@@ -100,7 +106,6 @@ def search_table(content: Mapping[str, Any]) -> Table | None:
     spent = sum(system["search"]["spent"] for system in searched)
     notes = [f"{system['name']}: {system['search']['note']}" for system in searched]
     table.caption = "\n".join((f"successive halving on validation rows, {describe_seconds(spent)} in all", *notes))
-    table.caption_justify = "left"
     return table
 
 
@@ -120,7 +125,7 @@ def forgotten(system: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def forgetting_table(changes: Sequence[Change]) -> Table:
     """Measures as rows, before and after; what is worse, as far as these rows can tell, is marked."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = _table()
     for title in ("", "measure", "metric"):
         table.add_column(title, no_wrap=True)
     for title in ("rows", "base", "tuned", "change", "kept", "lost", "gained"):
@@ -132,7 +137,6 @@ def forgetting_table(changes: Sequence[Change]) -> Table:
         style = "red" if one.is_worse else ""
         table.add_row(mark, one.measure, one.metric, f"{one.num_rows:,}", *numbers, *counts, style=style)
     table.caption = "▼ worse   ▲ better, by the 95 % interval of the change (paired bootstrap over the same rows)"
-    table.caption_justify = "left"
     return table
 
 

@@ -212,8 +212,7 @@ def token_batches(
     batches, and their beginning counts once, as `pack` lays it down.
     """
     lengths = lengths_of(rows)
-    families = _families_of(rows) if share else [Family(0, (index,)) for index in range(len(rows))]
-    pieces = [piece for family in families for piece in _cut(family, lengths, max_tokens)]
+    pieces = [piece for family in _families_of(rows, share) for piece in _cut(family, lengths, max_tokens)]
     batches: list[list[int]] = []
     room = 0
     for size, indices in sorted(pieces, key=lambda piece: -lengths[piece[1][0]]):
@@ -225,11 +224,11 @@ def token_batches(
     return batches
 
 
-def _families_of(rows: Sequence[TokenizedExample]) -> list[Family]:
+def _families_of(rows: Sequence[TokenizedExample], share: bool) -> list[Family]:
     """Answers of a ranking share their own prompt and no other, rows of two sides nothing."""
-    if not rows or rows[0].answers or rows[0].start is not None:
-        return [Family(0, (index,)) for index in range(len(rows))]
-    return find_families([row.input_ids for row in rows])
+    if share and rows and not rows[0].answers and rows[0].start is None:
+        return find_families([row.input_ids for row in rows])
+    return [Family(0, (index,)) for index in range(len(rows))]
 
 
 def _cut(family: Family, lengths: Sequence[int], max_tokens: int) -> list[tuple[int, list[int]]]:
