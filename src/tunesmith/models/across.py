@@ -113,7 +113,7 @@ def _mask(pair: Pair, rule: Rule, like: torch.Tensor) -> torch.Tensor | None:
     masks, known = pair[0].masks, ("across", rule.causal, like.dtype)
     if known not in masks:
         visible = _visible(pair, rule, like.device)
-        masks[known] = None if visible is None else additive(visible, like)
+        masks[known] = None if visible is None else additive(visible, like.dtype)
     return masks[known]
 
 

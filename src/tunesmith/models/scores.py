@@ -64,17 +64,25 @@ def from_rows(padded: torch.Tensor, group: Group) -> torch.Tensor:
 def _attend_matmul(
     q_RLHD: torch.Tensor, k_RLKD: torch.Tensor, v_RLKD: torch.Tensor, group: Group, rule: Rule
 ) -> torch.Tensor:
-    rows, longest, num_heads, width = q_RLHD.shape
     num_key_heads = k_RLKD.shape[2]
+    mask = _mask(group, rule, q_RLHD, num_key_heads, q_RLHD.shape[2] // num_key_heads)
+    return weigh(q_RLHD, k_RLKD, v_RLKD, mask, rule)
+
+
+def weigh(
+    q_RLHD: torch.Tensor, k_RSKD: torch.Tensor, v_RSKD: torch.Tensor, mask: torch.Tensor | None, rule: Rule
+) -> torch.Tensor:
+    """softmax(s q k + mask) v, (R,L,H,D); the mask broadcasts to (R*K, G*L, S)."""
+    rows, longest, num_heads, width = q_RLHD.shape
+    num_keys, num_key_heads = k_RSKD.shape[1:3]
     shared = num_heads // num_key_heads
     # Queries that share a key head become further rows of one product: keys are never repeated.
     q = q_RLHD.reshape(rows, longest, num_key_heads, shared, width).permute(0, 2, 3, 1, 4)
     q = q.reshape(rows * num_key_heads, shared * longest, width)
-    k = k_RLKD.permute(0, 2, 3, 1).reshape(rows * num_key_heads, width, longest)
-    v = v_RLKD.permute(0, 2, 1, 3).reshape(rows * num_key_heads, longest, width)
+    k = k_RSKD.permute(0, 2, 3, 1).reshape(rows * num_key_heads, width, num_keys)
+    v = v_RSKD.permute(0, 2, 1, 3).reshape(rows * num_key_heads, num_keys, width)
     dtype = working_dtype(q)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    mask = _mask(group, rule, q, num_key_heads, shared)
     if rule.dropout:
         out = torch.bmm(dropout(_weights(q, k, mask, rule), rule.dropout), v)
     elif rule.softcap:
@@ -114,7 +122,8 @@ class _Attend(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         q, k, v, mask = ctx.saved_tensors
         weights = _weights(q, k, mask, ctx.rule)
-        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        # The small one of the two is turned, not the weights.
+        grad_v = torch.bmm(grad.transpose(1, 2), weights).transpose(1, 2)
         slope = torch.bmm(grad, v.transpose(1, 2))
         slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype).mul_(ctx.rule.scaling)
         return torch.bmm(slope, k.transpose(1, 2)), torch.bmm(q.transpose(1, 2), slope), grad_v, None, None
@@ -123,16 +132,17 @@ class _Attend(torch.autograd.Function):
 def _mask(group: Group, rule: Rule, like: torch.Tensor, num_key_heads: int, shared: int) -> torch.Tensor | None:
     """What is added to the scores (R*K, G*L, L): 0 where a token is seen, -inf where not, in the
     smallest shape that broadcasts. The same for every layer under one rule, so it is kept."""
-    known = (rule.causal, rule.window, like.dtype, num_key_heads, shared)
+    dtype = working_dtype(like)
+    known = (rule.causal, rule.window, dtype, num_key_heads, shared)
     if known not in group.masks:
         visible = _visible(group, rule, like.device)
-        group.masks[known] = None if visible is None else _for_heads(additive(visible, like), num_key_heads, shared)
+        group.masks[known] = None if visible is None else _for_heads(additive(visible, dtype), num_key_heads, shared)
     return group.masks[known]
 
 
-def additive(visible: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where a token is seen, -inf where not."""
-    mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, float("-inf"))
 
 

@@ -1,8 +1,7 @@
 """Attention of rows that share a beginning: its keys and values stand once, and every row's own queries see them.
 
-What the beginning itself says is computed once. For each row that goes on from it the scores are those to the
-beginning, one product for all rows together, beside those to its own tokens; one softmax runs over both
-(the arithmetic of shared-prefix attention, Juravsky et al. 2024, arXiv 2402.05099, with gradients).
+What the beginning itself says is computed once, by every layer. A row that goes on from it puts the beginning's keys
+and values before its own.
 
 Shape letters: R rows of a branch, L longest of their own parts, P tokens of the beginning, H query heads, K key/value
 heads, G = H/K queries sharing a key head, D width of a head.
@@ -15,8 +14,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from tunesmith.models.dropout import dropout
-from tunesmith.models.scores import Rule, additive, attend, by_rows
+from tunesmith.models.scores import Rule, additive, attend, by_rows, weigh
 from tunesmith.models.segments import Group, Shared
 from tunesmith.runtime import working_dtype
 
@@ -48,88 +46,27 @@ def _attend_matmul(
     branch: Group,
     rule: Rule,
 ) -> torch.Tensor:
-    rows, longest, num_heads, width = q_RLHD.shape
-    num_key_heads = k_RLKD.shape[2]
-    sharing = num_heads // num_key_heads
-    dtype = working_dtype(q_RLHD)
-    # Key heads outermost: all rows' queries of a head lie together before the beginning's keys of that head.
-    q = q_RLHD.reshape(rows, longest, num_key_heads, sharing, width).permute(2, 0, 3, 1, 4)
-    q = q.reshape(num_key_heads * rows, sharing * longest, width).to(dtype)
-    k = k_RLKD.permute(2, 0, 3, 1).reshape(num_key_heads * rows, width, longest).to(dtype)
-    v = v_RLKD.permute(2, 0, 1, 3).reshape(num_key_heads * rows, longest, width).to(dtype)
-    k_KDP = beginning[0].permute(1, 2, 0).to(dtype)
-    v_KPD = beginning[1].permute(1, 0, 2).to(dtype)
-    mask = _mask(branch, len(beginning[0]), rule, q, sharing)
-    if rule.dropout or rule.softcap:
-        weights = _weights(q, k_KDP, k, mask, rule)
-        out = _mix(dropout(weights, rule.dropout) if rule.dropout else weights, v_KPD, v)
-    else:
-        out = _Attend.apply(q, k, v, k_KDP, v_KPD, mask, rule)  # type: ignore[no-untyped-call]
-    out = out.reshape(num_key_heads, rows, sharing, longest, width)
-    return out.permute(1, 3, 0, 2, 4).reshape(rows, longest, num_heads, width)
+    # A row's keys are a small copy beside its scores: G*L times as many as these are wide.
+    k, v = (_with_beginning(first, own) for first, own in zip(beginning, (k_RLKD, v_RLKD), strict=True))
+    mask = _mask(branch, len(beginning[0]), rule, q_RLHD, q_RLHD.shape[2] // k.shape[2])
+    return weigh(q_RLHD, k, v, mask, rule)
 
 
-def _weights(q: torch.Tensor, k_KDP: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """(K*R, G*L, P+L) from queries (K*R, G*L, D), the beginning's keys, and own keys (K*R, D, L)."""
-    heads = len(k_KDP)
-    q = q * rule.scaling
-    to_beginning = torch.bmm(q.reshape(heads, -1, q.shape[-1]), k_KDP).view(*q.shape[:2], -1)
-    scores = torch.cat([to_beginning, torch.bmm(q, k)], -1)
-    if rule.softcap:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
-    # Autocast would make this softmax, and all that follows, float32; computed inside in float32 anyway.
-    return torch.softmax(scores.add_(mask), -1, dtype=scores.dtype)
-
-
-def _mix(weights: torch.Tensor, v_KPD: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """(K*R, G*L, D): values of the beginning and own values (K*R, L, D), weighed."""
-    heads, size, width = v_KPD.shape
-    of_beginning = torch.bmm(weights[..., :size].reshape(heads, -1, size), v_KPD)
-    return torch.baddbmm(of_beginning.view(*weights.shape[:2], width), weights[..., size:], v)
-
-
-class _Attend(torch.autograd.Function):
-    """softmax(s q [k' k] + mask) [v'; v], the beginning's keys and values marked by a stroke. Keeps what it was given
-    and computes the weights, the largest tensor here, again.
-
-    With P = [P' P] the weights and g the gradient of the output: dP = g [v'; v]^T, dS = P (dP - sum(dP P)),
-    dq = s (dS' k'^T + dS k^T), dk = s q^T dS, dv = P^T g; dk' and dv' likewise, summed over all rows.
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, v, k_KDP, v_KPD, mask, rule):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-        ctx.save_for_backward(q, k, v, k_KDP, v_KPD, mask)
-        ctx.rule = rule
-        return _mix(_weights(q, k_KDP, k, mask, rule), v_KPD, v)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, k_KDP, v_KPD, mask = ctx.saved_tensors
-        heads, size = v_KPD.shape[:2]
-        weights = _weights(q, k_KDP, k, mask, ctx.rule)
-        grad = grad.contiguous()
-        q_all, grad_all = (x.reshape(heads, -1, x.shape[-1]) for x in (q, grad))
-        grad_v = torch.bmm(weights[..., size:].transpose(1, 2), grad)
-        grad_v_KPD = torch.bmm(weights[..., :size].reshape(heads, -1, size).transpose(1, 2), grad_all)
-        to_beginning = torch.bmm(grad_all, v_KPD.transpose(1, 2)).view(*weights.shape[:2], size)
-        slope = torch.cat([to_beginning, torch.bmm(grad, v.transpose(1, 2))], -1)
-        slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype).mul_(ctx.rule.scaling)
-        own, shared = slope[..., size:], slope[..., :size].reshape(heads, -1, size)
-        grad_q = torch.bmm(shared, k_KDP.transpose(1, 2)).view_as(q)
-        grad_q = torch.baddbmm(grad_q, own, k.transpose(1, 2))
-        grad_k, grad_k_KDP = torch.bmm(q.transpose(1, 2), own), torch.bmm(q_all.transpose(1, 2), shared)
-        return grad_q, grad_k, grad_v, grad_k_KDP, grad_v_KPD, None, None
+def _with_beginning(first_PKD: torch.Tensor, own_RLKD: torch.Tensor) -> torch.Tensor:
+    """(R,P+L,K,D)"""
+    return torch.cat([first_PKD.expand(len(own_RLKD), *first_PKD.shape), own_RLKD], 1)
 
 
 def _mask(branch: Group, size: int, rule: Rule, like: torch.Tensor, sharing: int) -> torch.Tensor:
-    """What is added to the scores (K*R, G*L, P+L), the same for all rows: 0 where a token is seen, -inf where not.
+    """What is added to the scores (R*K, G*L, P+L), the same for all rows: 0 where a token is seen, -inf where not.
     Rows are padded at their end, so that being causal hides the padding. Kept: every layer asks for it."""
-    known = (size, rule.window, like.dtype, sharing)
+    dtype = working_dtype(like)
+    known = (size, rule.window, dtype, sharing)
     mask = branch.masks.get(known)
     if mask is None:
         visible = _visible(branch, size, rule, like.device)
         assert visible is not None  # being causal hides something
-        mask = branch.masks[known] = additive(visible, like).repeat(sharing, 1)
+        mask = branch.masks[known] = additive(visible, dtype).repeat(sharing, 1)
     return mask
 
 
@@ -148,8 +85,7 @@ def _attend_long(
     rule: Rule,
 ) -> torch.Tensor:
     """A row too long for its scores to fit the cache is a branch of its own."""
-    k = torch.cat([beginning[0][None], k_1LKD], 1)
-    v = torch.cat([beginning[1][None], v_1LKD], 1)
+    k, v = _with_beginning(beginning[0], k_1LKD), _with_beginning(beginning[1], v_1LKD)
     out = F.scaled_dot_product_attention(
         q_1LHD.transpose(1, 2),
         k.transpose(1, 2),
