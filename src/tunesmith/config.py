@@ -39,6 +39,7 @@ ALIASES: dict[str, str] = {
     "random_seed": "seed",
     "label_smoothing": "label_smoothing_factor",
     "activation_checkpointing": "gradient_checkpointing",
+    "torch_compile": "compile",
     "kl_coef": "beta",
     "max_completion_length": "max_new_tokens",
     "response_length": "max_new_tokens",
@@ -272,6 +273,10 @@ class TrainingConfig(DataConfig):
     report_to: Names = Field((), description="Trackers that get the numbers too: tensorboard, trackio, wandb, mlflow.")
     gradient_checkpointing: Switch = Field(
         False, description="Blocks keep their inputs alone and run again in the backward pass."
+    )
+    compile: bool = Field(
+        False,
+        description="Compile what layers compute between their products; needs g++ or clang++ on a CPU.",
     )
     optim: Literal["adamw", "adamw_8bit", "galore", "muon"] = Field(
         "adamw",

@@ -11,7 +11,7 @@ from tests.parity.tiny import kept_for_backward, make_network
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
-from tunesmith.models.lean import use_lean_layers
+from tunesmith.models.lean import Recipe, use_lean_layers
 
 
 def is_lean(module: nn.Module) -> bool:
@@ -89,3 +89,14 @@ def test_a_look_alike_keeps_its_own() -> None:
     use_lean_layers(layer)
     assert not is_lean(layer)
     assert torch.equal(state, torch.get_rng_state()), "new heads are drawn from the same numbers as without the probe"
+
+
+def test_what_several_layers_keep_is_made_again_once() -> None:
+    made = []
+    recipe = Recipe(lambda x: made.append(1) or 2 * x, (torch.ones(3),), expected=2)
+    first, second = recipe.give(torch.ones(3)), recipe.give(torch.ones(3))
+    assert torch.equal(first, second)
+    assert len(made) == 1
+    assert recipe.made is None, "nothing is held when all have asked"
+    recipe.give(torch.ones(3))
+    assert len(made) == 2, "whoever goes through a graph a second time gets it too"

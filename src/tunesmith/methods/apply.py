@@ -12,6 +12,7 @@ from tunesmith.methods.method import REFERENCE_WIDTH, Method
 from tunesmith.models.checkpointing import checkpoint_blocks
 from tunesmith.models.embedding import use_row_gradients
 from tunesmith.models.heads import TASK_HEADS
+from tunesmith.models.kernels import set_compile
 from tunesmith.models.layers import find_layers
 from tunesmith.models.load import Network, settle_precision
 from tunesmith.models.quantized import quantize_base
@@ -46,6 +47,7 @@ def put_under(
         quantize_base(network, config.quantization, config.loftq)
     settle_precision(network, dtype, getattr(torch, config.weights_dtype))
     place(network)
+    set_compile(config.compile, network.model.device)
     use_row_gradients(network.model)
     if config.gradient_checkpointing:
         checkpoint_blocks(network)

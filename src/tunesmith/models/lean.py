@@ -17,15 +17,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tunesmith.models.kernels import kernel
+
 PROBE_ROWS = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recipe:
-    """`make(*parts)` gives a tensor again from others that are kept for the backward pass anyway."""
+    """`make(*parts)` gives a tensor again from others that are kept for the backward pass anyway. It is made for the
+    first who asks and held until as many as `expected` have asked."""
 
     make: Callable[..., torch.Tensor]
     parts: tuple[torch.Tensor, ...]
+    expected: int = 0
+    made: torch.Tensor | None = None
+
+    def give(self, *parts: torch.Tensor) -> torch.Tensor:
+        """The tensor, from its parts as autograd kept them."""
+        x = self.make(*parts) if self.made is None else self.made
+        self.expected -= 1
+        self.made = x if self.expected > 0 else None
+        return x
 
 
 def find_recipe(x: torch.Tensor) -> Recipe | None:
@@ -74,6 +86,7 @@ def _norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
     return _with_recipe(out, lambda x, weight_D: _normalise(x, weight_D, epsilon)[0], hidden, module.weight)
 
 
+@kernel
 def _normalise(x: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, 1 / rms(x))"""
     full = x.float()
@@ -88,8 +101,22 @@ def _gate(module: Any, hidden: torch.Tensor) -> torch.Tensor:
     return out
 
 
+@kernel
 def _silu_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return F.silu(a).mul_(b)
+    return F.silu(a) * b
+
+
+@kernel
+def _silu_product_slopes(a: torch.Tensor, b: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.aten.silu_backward(grad * b, a), F.silu(a) * grad
+
+
+@kernel
+def _normalised_slope(
+    x: torch.Tensor, weight_D: torch.Tensor, inverse: torch.Tensor, grad: torch.Tensor
+) -> torch.Tensor:
+    n, slope = x.float() * inverse, grad.float() * weight_D.float()
+    return ((slope - n * (slope * n).mean(-1, keepdim=True)) * inverse).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -107,12 +134,11 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight_D, inverse = ctx.saved_tensors
-        n = x.float().mul_(inverse)
-        grad = grad.float()
-        grad_weight = (grad * n).flatten(0, -2).sum(0).to(weight_D.dtype) if ctx.needs_input_grad[1] else None
-        slope = grad * weight_D.float()
-        slope.sub_(n.mul_((slope * n).mean(-1, keepdim=True))).mul_(inverse)
-        return slope.to(x.dtype), grad_weight, None
+        slope = _normalised_slope(x, weight_D, inverse, grad) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad.float() * (x.float() * inverse)).flatten(0, -2).sum(0).to(weight_D.dtype)
+        return slope, grad_weight, None
 
 
 class _Gated(torch.autograd.Function):
@@ -126,4 +152,4 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * b, a), F.silu(a).mul_(grad)
+        return _silu_product_slopes(a, b, grad)

@@ -158,13 +158,15 @@ def _multiply(
 def _remember(ctx, x, frozen, scaling, recipe, tensors):  # type: ignore[no-untyped-def]
     """What `_gradients` needs, and further tensors in front of it."""
     ctx.save_for_backward(*tensors, *([x] if recipe is None else recipe.parts))
-    ctx.make = None if recipe is None else recipe.make
-    ctx.frozen, ctx.scaling, ctx.shape, ctx.dtype = frozen, scaling, x.shape, x.dtype
+    if recipe is not None:
+        recipe.expected += 1
+    ctx.recipe, ctx.frozen, ctx.scaling = recipe, frozen, scaling
+    ctx.shape, ctx.dtype = x.shape, x.dtype
 
 
 def _gradients(ctx, g_TO, a_RI, b_OR, low_TR, parts):  # type: ignore[no-untyped-def]
     """Of x, W, b, A and B, from the gradient of x W^T + s (x A^T) B^T."""
-    x = parts[0] if ctx.make is None else ctx.make(*parts).to(ctx.dtype)
+    x = parts[0] if ctx.recipe is None else ctx.recipe.give(*parts).to(ctx.dtype)
     x_TI = x.reshape(-1, ctx.shape[-1])
     back_TR = (g_TO @ b_OR) * ctx.scaling
     grad_x = None

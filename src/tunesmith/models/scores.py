@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from tunesmith.models.dropout import dropout
+from tunesmith.models.kernels import kernel
 from tunesmith.models.segments import Group, pad, unpad
 from tunesmith.runtime import working_dtype
 
@@ -101,8 +102,18 @@ def _weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, rule: 
         scores = torch.bmm(q * rule.scaling, k)
     else:
         scores = torch.baddbmm(mask, q, k, alpha=rule.scaling)
+    return _softmax(scores)
+
+
+@kernel
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
     # Autocast would make this softmax, and all that follows, float32; computed inside in float32 anyway.
     return torch.softmax(scores, -1, dtype=scores.dtype)
+
+
+@kernel
+def _softmax_slope(weights: torch.Tensor, grad: torch.Tensor, scaling: float) -> torch.Tensor:
+    return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype) * scaling
 
 
 class _Attend(torch.autograd.Function):
@@ -124,8 +135,7 @@ class _Attend(torch.autograd.Function):
         weights = _weights(q, k, mask, ctx.rule)
         # The small one of the two is turned, not the weights.
         grad_v = torch.bmm(grad.transpose(1, 2), weights).transpose(1, 2)
-        slope = torch.bmm(grad, v.transpose(1, 2))
-        slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype).mul_(ctx.rule.scaling)
+        slope = _softmax_slope(weights, torch.bmm(grad, v.transpose(1, 2)), ctx.rule.scaling)
         return torch.bmm(slope, k.transpose(1, 2)), torch.bmm(q.transpose(1, 2), slope), grad_v, None, None
 
 
