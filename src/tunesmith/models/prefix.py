@@ -97,6 +97,14 @@ def cached_prefix(
         prefix.detach()
 
 
+class _Left(Exception):  # noqa: N818 (nothing went wrong)
+    """The store is being filled and the last frozen block has answered, with the states (T, D) that it carries: what
+    stands above need not run."""
+
+    def __init__(self, states_TD: torch.Tensor) -> None:
+        self.states_TD = states_TD
+
+
 class Prefix:
     """The store, and the frozen blocks that answer from it.
 
@@ -110,7 +118,7 @@ class Prefix:
         self._store: dict[bytes, torch.Tensor] = {}
         self._file: StateFile | None = None
         self._states: torch.Tensor | None = None
-        self._left: torch.Tensor | None = None
+        self._is_filling = False
         self._rest: tuple[object, ...] | None = None
         for layer in self._layers:
             vars(layer)["forward"] = MethodType(self._forward, layer)
@@ -193,15 +201,24 @@ class Prefix:
         with Bar(f"{len(self._layers)} frozen blocks, once", len(batches), quiet) as bar:
             for chosen in batches:
                 batch = pack([distinct[index] for index in chosen], share=network.is_decoder).to(network.model.device)
-                with autocast(network.model.device, dtype):
-                    packed_hidden(network, batch)
-                assert self._left is not None
-                parts = self._left.split(batch.lengths)
+                parts = self._states_of(batch, dtype).split(batch.lengths)
                 for key, chain in zip(_keys(batch), batch.chains, strict=True):
                     states = torch.cat([parts[segment] for segment in chain])
                     keep(key, states)
                     num_bytes += states.nbytes
                 bar.advance(describe_bytes(num_bytes))
+
+    def _states_of(self, batch: PackedBatch, dtype: torch.dtype) -> torch.Tensor:
+        """What the last frozen block says, (T, D)."""
+        self._is_filling = True
+        try:
+            with autocast(self._network.model.device, dtype):
+                packed_hidden(self._network, batch)
+        except _Left as left:
+            return left.states_TD
+        finally:
+            self._is_filling = False
+        raise AssertionError("the frozen blocks were not run")
 
     def _find(self, key: bytes) -> torch.Tensor | None:
         if self._file is None:
@@ -228,8 +245,8 @@ class Prefix:
         output: Any = type(layer).forward(layer, hidden, *args, **kwargs)
         # Blocks return the hidden states, alone or first in a tuple.
         self._rest = output[1:] if isinstance(output, tuple) else None
-        if is_last:
-            self._left = (output[0] if isinstance(output, tuple) else output)[0]
+        if is_last and self._is_filling:
+            raise _Left((output[0] if isinstance(output, tuple) else output)[0])
         return output
 
 

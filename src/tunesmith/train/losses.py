@@ -233,13 +233,18 @@ def _chunk(
     product_CV = F.linear(hidden_CD, weight_VD, bias_V).float()
     logits_CV = product_CV if softcap is None else softcap * torch.tanh(product_CV / softcap)
     smoothing, z_loss = penalty.label_smoothing, penalty.z_loss
-    normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
+    flat_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
     at_target_C1 = logits_CV.gather(-1, targets_C[:, None])
-    loss_C1 = normaliser_C1 - (1 - smoothing) * at_target_C1
+    loss_C1 = (smoothing - 1) * at_target_C1
     if smoothing:
         loss_C1 -= smoothing * logits_CV.mean(-1, keepdim=True)
-    flat_CV = None if softcap is None else 1 - (logits_CV / softcap).square()
-    slope_CV = logits_CV.sub_(normaliser_C1).exp_()
+    # e^(z - max) and its sum give both the loss and its derivative, in one tensor.
+    highest_C1 = logits_CV.amax(-1, keepdim=True)
+    slope_CV = logits_CV.sub_(highest_C1).exp_()
+    total_C1 = slope_CV.sum(-1, keepdim=True)
+    normaliser_C1 = highest_C1 + total_C1.log()
+    loss_C1 += normaliser_C1
+    slope_CV.div_(total_C1)
     if z_loss:
         loss_C1 += z_loss * normaliser_C1.square()
         slope_CV.mul_(1 + 2 * z_loss * normaliser_C1)
