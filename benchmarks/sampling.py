@@ -3,8 +3,8 @@ every answer exactly as long (nothing stops early).
 
     python benchmarks/sampling.py [--repeats 3] [--only NAME,NAME] [--json FILE]
 
-Only tunesmith returns log-probabilities; no one is asked to. What must agree are the likeliest answers to the first
-prompts: their ids, and the mean surprise (negative log-probability, nats) of each.
+Only tunesmith returns log-probabilities; no one is asked to. What must agree, in float32, is the mean surprise
+(negative log-probability, nats) of the likeliest answers to the first prompts.
 """
 
 from __future__ import annotations
@@ -59,19 +59,18 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
         start = time.perf_counter()
         made = sample(network, prompts, Decoding(ANSWER, temperature=1.0), kind, NUM_ANSWERS)
         seconds = time.perf_counter() - start
-    likeliest = [list(answers[0].ids) for answers in greedy]
     surprises = [-sum(answers[0].logprobs) / GREEDY_TOKENS for answers in greedy]
-    return measured([len(answer.ids) for answers in made for answer in answers], seconds, likeliest, surprises)
+    return measured([len(answer.ids) for answers in made for answer in answers], seconds, surprises)
 
 
-def run_transformers(per_call: int, attention: str, work: Path) -> Result:
+def run_transformers(per_call: int, attention: str, dtype: str, work: Path) -> Result:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     prompts = json.loads((work / "prompts.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(
-        json.loads((work / "model.json").read_text()), dtype=torch.float32, attn_implementation=attention
+        json.loads((work / "model.json").read_text()), dtype=getattr(torch, dtype), attn_implementation=attention
     )
     model.generation_config.eos_token_id = None
 
@@ -85,7 +84,7 @@ def run_transformers(per_call: int, attention: str, work: Path) -> Result:
         prompts[:GREEDY_PROMPTS], GREEDY_TOKENS, do_sample=False, return_dict_in_generate=True, output_logits=True
     )
     likeliest = greedy.sequences[:, -GREEDY_TOKENS:]
-    logprobs = torch.stack(greedy.logits, 1).log_softmax(-1).gather(-1, likeliest[..., None])
+    logprobs = torch.stack(greedy.logits, 1).float().log_softmax(-1).gather(-1, likeliest[..., None])
     drawing = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": NUM_ANSWERS}
     prompts.sort(key=len)
     counts, start = [], time.perf_counter()
@@ -93,28 +92,35 @@ def run_transformers(per_call: int, attention: str, work: Path) -> Result:
         made = answer(prompts[first : first + per_call], ANSWER, **drawing)
         counts += [ANSWER] * len(made)
     seconds = time.perf_counter() - start
-    return measured(counts, seconds, likeliest.tolist(), (-logprobs.mean((1, 2))).tolist())
+    return measured(counts, seconds, (-logprobs.mean((1, 2))).tolist())
 
 
-def measured(counts: list[int], seconds: float, likeliest: list[list[int]], surprises: list[float]) -> Result:
+def measured(counts: list[int], seconds: float, surprises: list[float]) -> Result:
     from tunesmith.runtime import peak_memory
 
-    seen = hashlib.sha256(json.dumps([counts, likeliest]).encode()).hexdigest()
+    seen = hashlib.sha256(json.dumps(counts).encode()).hexdigest()
     return Result(surprises, sum(counts), seconds, peak_memory(torch.device("cpu")), seen)
 
 
-def peer(name: str, note: str, per_call: int, attention: str = "sdpa") -> Contestant:
-    return Contestant(name, note, partial(run_transformers, per_call, attention))
+def ours(name: str, note: str, dtype: str) -> Contestant:
+    return Contestant(name, note, partial(run_tunesmith, dtype), dtype, is_ours=True)
+
+
+def peer(name: str, note: str, per_call: int, dtype: str = "float32", attention: str = "sdpa") -> Contestant:
+    return Contestant(name, note, partial(run_transformers, per_call, attention, dtype), dtype)
 
 
 CONTESTANTS = (
-    Contestant("tunesmith-fp32", "its defaults", partial(run_tunesmith, "float32"), is_ours=True),
+    ours("tunesmith", "its defaults where the chip has bfloat16", "bfloat16"),
+    peer("hf-bf16-all", "sdpa, all prompts in one call", NUM_PROMPTS, "bfloat16"),
+    peer("hf-bf16-4", "sdpa, four prompts a call", 4, "bfloat16"),
+    ours("tunesmith-fp32", "its defaults elsewhere", "float32"),
     peer("hf-all", "sdpa, all prompts in one call", NUM_PROMPTS),
     peer("hf-4", "sdpa, four prompts a call", 4),
     peer("hf-1", "sdpa, one prompt a call: no padding", 1),
-    peer("hf-eager", "four prompts a call, eager attention", 4, "eager"),
+    peer("hf-eager", "four prompts a call, eager attention", 4, attention="eager"),
 )
-TITLE = f"{NUM_ANSWERS} answers of {ANSWER} tokens to each of {NUM_PROMPTS} prompts of some {PROMPT}, {MODEL}, float32"
+TITLE = f"{NUM_ANSWERS} answers of {ANSWER} tokens to each of {NUM_PROMPTS} prompts of some {PROMPT}, {MODEL}"
 JOB = Job("sampling", TITLE, prepare, CONTESTANTS, ("tunesmith-fp32", "hf-4"), 1e-4)
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +119,22 @@ def available_memory(device: torch.device) -> int:
         if limit.is_file() and limit.read_text().strip().isdigit():
             most = min(most, int(limit.read_text()))
     return int(most)
+
+
+# glibc's numbers for mallopt, and the most bytes that it may hold back when they are freed.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+KEPT, LARGE = 2**28, 2**25
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Lets glibc keep some freed memory, unless the environment tells it what to do: a step asks for the same again,
+    and pages that the system has taken back and cleared meanwhile cost more than the arithmetic on them."""
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(TRIM_THRESHOLD, KEPT)
+            mallopt(MMAP_THRESHOLD, LARGE)
 
 
 class Trimmer:

@@ -14,6 +14,9 @@ from tunesmith.errors import InputError
 
 # Candidates looked at first for top_p; eight times as many as long as they do not hold the mass.
 FIRST_CANDIDATES = 128
+# Rows are taken a few at a time on a CPU: what is computed of them stays in its cache, and no fresh memory is needed.
+CHUNK_ELEMENTS = 2**20
+BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +61,37 @@ def choose(logits_RV: torch.Tensor, numbers_R: torch.Tensor, decoding: Decoding)
 
     The log-probability is the model's own: neither temperature nor cuts are in it.
     """
-    logits_RV = logits_RV.float()
-    tokens_R = logits_RV.argmax(-1) if decoding.temperature == 0 else _draw(logits_RV, numbers_R, decoding)
-    at_token_R = logits_RV.gather(-1, tokens_R[:, None])[:, 0]
-    return tokens_R, at_token_R - logits_RV.logsumexp(-1)
+    size = len(logits_RV) if logits_RV.device.type != "cpu" else max(1, CHUNK_ELEMENTS // logits_RV.shape[-1])
+    chosen = [
+        _choose(logits_CV.float(), numbers_C, decoding)
+        for logits_CV, numbers_C in zip(logits_RV.split(size), numbers_R.split(size), strict=True)
+    ]
+    tokens, logprobs = zip(*chosen, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
 
 
-def _draw(logits_RV: torch.Tensor, numbers_R: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    scaled_RV = logits_RV if decoding.temperature == 1 else logits_RV / decoding.temperature
+def _choose(logits_RV: torch.Tensor, numbers_R: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
+    highest_R1, likeliest_R1 = logits_RV.max(-1, keepdim=True)
+    weights_RV = (logits_RV - highest_R1).exp_()
+    if decoding.temperature == 0:
+        tokens_R1 = likeliest_R1
+    elif decoding.temperature == 1 and not decoding.top_k and decoding.top_p == 1:
+        tokens_R1 = _invert(weights_RV, numbers_R)
+    else:
+        tokens_R1 = _draw(logits_RV / decoding.temperature, numbers_R, decoding)
+    at_token_R1 = logits_RV.gather(-1, tokens_R1) - highest_R1
+    return tokens_R1[:, 0], (at_token_R1 - weights_RV.sum(-1, keepdim=True).log())[:, 0]
+
+
+def _draw(scaled_RV: torch.Tensor, numbers_R: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+    """(R, 1) tokens."""
     if not decoding.top_k and decoding.top_p == 1:
         return _invert(scaled_RV.softmax(-1), numbers_R)
     probabilities_RC, tokens_RC = _candidates(scaled_RV, decoding)
     mass_RC = probabilities_RC.cumsum(-1)
     # A token is in as long as those before it do not hold the mass; so the likeliest always is.
     probabilities_RC = probabilities_RC.masked_fill(mass_RC - probabilities_RC >= decoding.top_p, 0.0)
-    places_R = _invert(probabilities_RC, numbers_R)
-    return tokens_RC.gather(-1, places_R[:, None])[:, 0]
+    return tokens_RC.gather(-1, _invert(probabilities_RC, numbers_R))
 
 
 def _candidates(scaled_RV: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,9 +112,27 @@ def _candidates(scaled_RV: torch.Tensor, decoding: Decoding) -> tuple[torch.Tens
 
 
 def _invert(weights_RC: torch.Tensor, numbers_R: torch.Tensor) -> torch.Tensor:
-    """The place at which the cumulated weights pass a number in [0, 1) times their sum; resolution 2^-24."""
+    """(R, 1) the place at which the cumulated weights pass a number in [0, 1) times their sum; resolution 2^-24.
+
+    Found in the sums of blocks first, then in one block: weights are added up one after the other, which a chip is
+    slow at.
+    """
+    whole = weights_RC[:, : weights_RC.shape[1] // BLOCK * BLOCK].unflatten(1, (-1, BLOCK))
+    rest_RC = weights_RC[:, whole.shape[1] * BLOCK :]
+    sums_RB = torch.cat([whole.sum(-1), rest_RC.sum(-1, keepdim=True)], 1)
+    block_R1, aim_R1 = _find(sums_RB, numbers_R[:, None] * sums_RB.sum(-1, keepdim=True))
+    places_RC = block_R1 * BLOCK + torch.arange(BLOCK, device=weights_RC.device)
+    is_there_RC = places_RC < weights_RC.shape[1]
+    inside_RC = weights_RC.gather(1, places_RC.where(is_there_RC, 0)).where(is_there_RC, 0)
+    return block_R1 * BLOCK + _find(inside_RC, aim_R1)[0]
+
+
+def _find(weights_RC: torch.Tensor, aim_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The place at which the cumulated weights pass the aim (R, 1), and what of the aim is left there."""
     mass_RC = weights_RC.cumsum(-1)
     total_R1 = mass_RC[:, -1:]
-    # Rounding may lift the product to the sum, which no place passes.
-    aim_R1 = torch.minimum(numbers_R[:, None] * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
-    return torch.searchsorted(mass_RC, aim_R1, right=True)[:, 0]
+    # Rounding may lift the aim to the sum, which no place passes.
+    aim_R1 = torch.minimum(aim_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
+    place_R1 = torch.searchsorted(mass_RC, aim_R1, right=True)
+    before_R1 = mass_RC.gather(1, place_R1) - weights_RC.gather(1, place_R1)
+    return place_R1, (aim_R1 - before_R1).clamp_min(0)
