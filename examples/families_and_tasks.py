@@ -1,4 +1,4 @@
-"""Three families of models on eight tasks, with full tuning beside methods that train little: what each learns.
+"""Three families of models on nine tasks, with full tuning beside methods that train little: what each learns.
 
     python examples/families_and_tasks.py FOLDER [--tasks tactics,ratings] [--methods lora]
 
@@ -78,7 +78,9 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
         who_does_what,
     ),
     "answers": (
-        WRITER | {"data": "construction-faq", "num_train_epochs": 2, "max_train_samples": 96, "max_test_samples": 32},
+        WRITER
+        | {"data": "construction-faq", "methods": ["full", "last-layers", "lora", "bottleneck"], "num_train_epochs": 3}
+        | {"max_train_samples": 360, "max_validation_samples": 40, "max_test_samples": 100, "max_generated": 100},
         "",
         None,
     ),
@@ -89,7 +91,7 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
     ),
     "headlines": (
         WRITER
-        | {"model": "bert2bert", "methods": ["full", "lora", "bottleneck"], "baselines": ["lead", "nearest"]}
+        | {"model": "bert2bert", "methods": ["full", "lora", "bottleneck"], "baselines": ["zero-shot", "lead", "nearest"]}
         | {"data": "attack-headlines", "num_train_epochs": 6, "lora_r": 32}
         | {"max_train_samples": 4000, "max_validation_samples": 100, "max_test_samples": 300, "max_generated": 300},
         "",
