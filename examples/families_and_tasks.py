@@ -91,7 +91,11 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
     ),
     "headlines": (
         WRITER
-        | {"model": "bert2bert", "methods": ["full", "lora", "bottleneck"], "baselines": ["zero-shot", "lead", "nearest"]}
+        | {
+            "model": "bert2bert",
+            "methods": ["full", "lora", "bottleneck"],
+            "baselines": ["zero-shot", "lead", "nearest"],
+        }
         | {"data": "attack-headlines", "num_train_epochs": 6, "lora_r": 32}
         | {"max_train_samples": 4000, "max_validation_samples": 100, "max_test_samples": 300, "max_generated": 300},
         "",

@@ -1,4 +1,4 @@
-"""Tokenizers as SentencePiece's models have them once converted: Llama's (BPE) and T5's (unigram), from data to export."""
+"""Tokenizers as SentencePiece's become in transformers, like Llama's (BPE) and T5's (unigram): from data to export."""
 
 from __future__ import annotations
 
@@ -105,7 +105,14 @@ def test_from_data_to_export(kind: str, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = {"model": str(tmp_path / "base"), "data": str(tmp_path / "rows.jsonl"), "output": tmp_path / "run"}
-    more = {"method": "lora", "learning_rate": 0.01, "num_train_epochs": 5, "per_device_train_batch_size": 4, "precision": "fp32", "check": False}
+    more = {
+        "method": "lora",
+        "learning_rate": 0.01,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 4,
+        "precision": "fp32",
+        "check": False,
+    }
     tune(TuneConfig.read(given=given | more), quiet=True)
     run = Run.open(tmp_path / "run")
     asked = [row["source"] for row in rows[:6]]

@@ -318,7 +318,9 @@ def encode_pieces(
     made = []
     for pieces in rows:
         ids, trained = [], []
-        for piece, ids_T in zip(pieces, next(encoded), strict=True):
+        found = iter(next(encoded))
+        for piece in pieces:
+            ids_T = next(found)
             trained_T = np.zeros(len(ids_T), dtype=bool)
             if piece.is_answer:
                 places = np.flatnonzero(is_special_V[ids_T])

@@ -129,7 +129,7 @@ def predict_nearest(parts: Split, _: Resources) -> Predictions:
 
 
 def predict_lead(parts: Split, _: Resources) -> Predictions:
-    """The first words of what is given, as many as answers in training have in the median: what a summary has to beat."""
+    """As many first words of what is given as answers in training have in the median: what a summary has to beat."""
     size = int(np.median([len(answer.split()) for answer in _answers(parts.train)]))
     said = [" ".join(question.split()[:size]) for question in _questions(parts.test)]
     return Predictions("generation", _answers(parts.test), said)
