@@ -93,7 +93,7 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
         WRITER
         | {
             "model": "bert2bert",
-            "methods": ["full", "lora", "bottleneck"],
+            "methods": ["full", "cross-attention", "bottleneck", "lora"],
             "baselines": ["zero-shot", "lead", "nearest"],
         }
         | {"data": "attack-headlines", "num_train_epochs": 6, "lora_r": 32}
