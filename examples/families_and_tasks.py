@@ -79,8 +79,8 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
     ),
     "answers": (
         WRITER
-        | {"data": "construction-faq", "methods": ["full", "last-layers", "lora", "bottleneck"], "num_train_epochs": 3}
-        | {"max_train_samples": 360, "max_validation_samples": 40, "max_test_samples": 100, "max_generated": 100},
+        | {"data": "construction-faq", "methods": ["last-layers", "lora", "bottleneck"], "num_train_epochs": 2}
+        | {"max_train_samples": 96, "max_test_samples": 32},
         "",
         None,
     ),
