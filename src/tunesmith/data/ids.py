@@ -3,7 +3,8 @@
 A conversation is rendered by the tokenizer's chat template, turn by turn. What the template writes
 before an answer is context; the answer up to and with its stop token is trained; whatever the
 template puts after the stop token is context again. Context and answer are tokenised apart, just as
-at inference the prompt stands alone, so training and inference see the same ids.
+at inference the prompt stands alone, so training and inference see the same ids. What SentencePiece would put before
+an answer because it stands alone is left out.
 
 Of a ranking the prompt comes first and then its answers, each rendered as the one answer to that prompt, up to and with
 its stop token. A tokenizer without a chat template (an encoder's) reads prompt and answer as one text, whole for each.
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +38,7 @@ from tunesmith.data.render import (
 )
 from tunesmith.data.sides import Sides, closing_id, encode_targets, find_sides, source_text
 from tunesmith.data.windows import Window, encode_windows
-from tunesmith.data.words import ArrayOfIds, Words, encode_whole
+from tunesmith.data.words import ArrayOfIds, Words, encode_behind, encode_whole, reads_beginnings_otherwise
 from tunesmith.errors import InputError
 from tunesmith.records import Conversation, Example, LabelledText, Message, Ranking, SpanQuestion, TaggedWords, Target
 
@@ -145,8 +147,9 @@ class Encoder:
         pieces = [piece for piece in rendered if not isinstance(piece, InputError)]
         if len(pieces) < len(rendered):
             return Refusal(next(str(piece) for piece in rendered if isinstance(piece, InputError)))
-        prompt, *answers = encode_pieces([pieces[0][:-1], *(piece[-1:] for piece in pieces)], self._tokenizer)
-        return self._fit_ranking(row, prompt.ids, [answer.ids[answer.trained] for answer in answers])
+        prompt, *whole = encode_pieces([pieces[0][:-1], *pieces], self._tokenizer)
+        size = len(prompt.ids)
+        return self._fit_ranking(row, prompt.ids, [one.ids[size:][one.trained[size:]] for one in whole])
 
     def _encode_whole(self, row: Ranking) -> tuple[ArrayOfIds, list[ArrayOfIds]]:
         before = [turn.content for turn in row.prompt]
@@ -309,14 +312,15 @@ def encode_pieces(
     rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase, words: Words | None = None
 ) -> list[Ids]:
     """Ids of rendered conversations; each answer is trained up to and with its stop token."""
-    encoded = iter(_encode([piece.text for pieces in rows for piece in pieces], tokenizer, words))
+    encoded = iter(_encode_rows(rows, tokenizer, words))
     is_special_V = _special_ids(tokenizer)
     end_1 = np.array([token for token in [tokenizer.eos_token_id] if token is not None], dtype=np.int32)
     made = []
     for pieces in rows:
         ids, trained = [], []
+        found = iter(next(encoded))
         for piece in pieces:
-            ids_T = next(encoded)
+            ids_T = next(found)
             trained_T = np.zeros(len(ids_T), dtype=bool)
             if piece.is_answer:
                 places = np.flatnonzero(is_special_V[ids_T])
@@ -327,6 +331,20 @@ def encode_pieces(
             ids.append(ids_T)
             trained.append(trained_T)
         made.append(Ids(np.concatenate(ids), np.concatenate(trained)))
+    return made
+
+
+def _encode_rows(
+    rows: Sequence[Sequence[Piece]], tokenizer: PreTrainedTokenizerBase, words: Words | None = None
+) -> list[list[ArrayOfIds]]:
+    """Ids of each piece by itself; for tokenizers that put a blank before a text, behind the pieces before it."""
+    encoded = iter(_encode([piece.text for pieces in rows for piece in pieces], tokenizer, words))
+    made = [[next(encoded) for _ in pieces] for pieces in rows]
+    if not reads_beginnings_otherwise(tokenizer):
+        return made
+    for pieces, ids in zip(rows, made, strict=True):
+        texts = list(takewhile(lambda text: not has_marks(text), (piece.text for piece in pieces)))
+        ids[: len(texts)] = encode_behind(texts, ids[: len(texts)], tokenizer)
     return made
 
 
@@ -363,7 +381,7 @@ def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, 
     (pieces,) = render_marked([Dialogue(tuple(messages), tools, is_open=True)], tokenizer)
     if isinstance(pieces, InputError):
         raise pieces
-    return tuple(np.concatenate(_encode([piece.text for piece in pieces], tokenizer)).tolist())
+    return tuple(np.concatenate(_encode_rows([pieces], tokenizer)[0]).tolist())
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

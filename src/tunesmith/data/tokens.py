@@ -27,7 +27,7 @@ from tunesmith.storage import SEAL, find_damage, sealed
 
 KEPT_FROM = 20_000  # rows; fewer are made again sooner than they are found
 MOST_KEPT = 20_000_000_000  # bytes in the cache; the oldest go first
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True)

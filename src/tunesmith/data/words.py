@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,24 @@ def encode_whole(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, as_te
     backend.encode_special_tokens = as_text
     made = backend.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.int32) for encoding in made]
+
+
+def reads_beginnings_otherwise(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text has other tokens at its beginning than behind a line break: SentencePiece puts a blank there."""
+    alone, behind = encode_whole(["a", "\na"], tokenizer)
+    return bool(list(alone[-1:]) != list(behind[-1:]))
+
+
+def encode_behind(
+    texts: Sequence[str], alone: Sequence[ArrayOfIds], tokenizer: PreTrainedTokenizerBase
+) -> list[ArrayOfIds]:
+    """Ids of each text behind the one before it, the first as it is `alone`; so is one that shares a token with it."""
+    wholes = encode_whole([before + text for before, text in pairwise(texts)], tokenizer)
+    made = list(alone[:1])
+    for before_T, whole_T, ids_T in zip(alone, wholes, alone[1:], strict=False):
+        size = len(before_T)
+        made.append(whole_T[size:] if np.array_equal(whole_T[:size], before_T) else ids_T)
+    return made
 
 
 def ends_at_spaces(saved: Mapping[str, Any]) -> bool:

@@ -128,6 +128,13 @@ def predict_nearest(parts: Split, _: Resources) -> Predictions:
     return Predictions("generation", _answers(parts.test), [answers[index] for index in closest])
 
 
+def predict_lead(parts: Split, _: Resources) -> Predictions:
+    """As many first words of what is given as answers in training have in the median: what a summary has to beat."""
+    size = int(np.median([len(answer.split()) for answer in _answers(parts.train)]))
+    said = [" ".join(question.split()[:size]) for question in _questions(parts.test)]
+    return Predictions("generation", _answers(parts.test), said)
+
+
 def predict_sliding_window(parts: Split, _: Resources) -> Predictions:
     """As many words as answers in training mostly have, none of them the question's, where most of the question's words
     stand nearby. Where no word of the question stands in the passage that is no answer, if there are such questions."""
@@ -178,6 +185,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline("usual-tag", "classical", ("token-classification",), predict_usual_tag),
         Baseline("tf-idf", "classical", OF_TEXTS, predict_tfidf),
         Baseline("linear-probe", "classical", OF_TEXTS, predict_probe),
+        Baseline("lead", "guess", ("generation",), predict_lead),
         Baseline("nearest", "retrieval", ("generation",), predict_nearest),
         Baseline("sliding-window", "classical", ("extractive-qa",), predict_sliding_window),
         Baseline("longer-wins", "guess", ("ranking",), predict_longer),

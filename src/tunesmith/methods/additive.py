@@ -310,7 +310,7 @@ ROWS = (
         "additive",
         "keys and values before each row, in every layer",
         "Li & Liang 2021, arXiv 2101.00190",
-        (5e-3, 5e-3),
+        (5e-3, 1.5e-2),
         add_prefix,
         PREFIX,
         by_width=False,

@@ -213,7 +213,7 @@ ROWS = (
             "LoRA whose ranks go to the layers that need them",
             "Zhang et al. 2023, arXiv 2303.10512",
             AdaLoraConfig,
-            _FIXED,
+            (3e-3, 1e-3),
             by_width=False,
             transposed=True,
         ),
