@@ -46,6 +46,7 @@ def prepare(work: Path) -> None:
 
 def run_tunesmith(dtype: str, work: Path) -> Result:
     from tunesmith.data.pack import pack
+    from tunesmith.models.embedding import clear_gradients, use_row_gradients
     from tunesmith.models.load import load_network, settle_precision
     from tunesmith.records import TokenizedExample
     from tunesmith.runtime import autocast
@@ -54,6 +55,8 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
     kind = getattr(torch, dtype)
     network = load_network(str(work / "model"), "ranking")
     settle_precision(network, kind)
+    use_row_gradients(network.model)
+    optimizer = torch.optim.SGD(network.model.parameters())  # takes no step, as TRL's learns nothing
     record = Record()
     record.tick()
     for answers in json.loads((work / "rows.json").read_text()):
@@ -67,7 +70,7 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
         loss.backward()
         record.tick()
         record.losses.append(loss.item())
-        network.model.zero_grad(set_to_none=True)
+        clear_gradients(network.model, optimizer)
         record.note(answers)
     return measured(record)
 
