@@ -3,7 +3,7 @@
     python benchmarks/rl.py [--repeats 3] [--only NAME,NAME] [--json FILE]
 
 Same prompts, same number of answers, every answer exactly as long (nothing stops early), one update a step, a
-divergence from the model as it began in the loss, float32. The reward is the share of the letter e, which costs
+divergence from the model as it began in the loss. The reward is the share of the letter e, which costs
 nothing. Draws differ, so losses cannot agree; that the losses are the same functions is for the tests. The first step
 of each is not timed.
 """
@@ -50,7 +50,7 @@ def prepare(work: Path) -> None:
     (work / "prompts.json").write_text(json.dumps([ids[start : start + PROMPT] for start in starts]))
 
 
-def run_tunesmith(work: Path) -> Result:
+def run_tunesmith(dtype: str, work: Path) -> Result:
     from tunesmith.config_align import AlignConfig
     from tunesmith.methods.apply import put_under
     from tunesmith.methods.table import find_method
@@ -77,14 +77,15 @@ def run_tunesmith(work: Path) -> Result:
         max_steps=STEPS,
     )
     network, device = load_network(config.model, "generation"), torch.device("cpu")
-    put_under(network, find_method("lora"), config, torch.float32, lambda _: None)
+    kind = getattr(torch, dtype)
+    put_under(network, find_method("lora"), config, kind, lambda _: None)
     record, given = Record(), json.loads((work / "prompts.json").read_text())
     record.note(given)
     prompts = [Prompt(index, (), tuple(ids)) for index, ids in enumerate(given)]
     trial = Trial(
         network=network,
         config=config,
-        plan=make_plan(config, RATE, device, torch.float32),
+        plan=make_plan(config, RATE, device, kind),
         prompts=prompts,
         held_out=(),
         reward=lambda _, answers: torch.tensor(letter_e(list(answers))).numpy(),
@@ -99,7 +100,7 @@ def run_tunesmith(work: Path) -> Result:
     return measured(record)
 
 
-def run_trl(settings: dict[str, Any], work: Path) -> Result:
+def run_trl(dtype: str, settings: dict[str, Any], work: Path) -> Result:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
     from peer import TRAINER, Clock
@@ -121,12 +122,11 @@ def run_trl(settings: dict[str, Any], work: Path) -> Result:
         max_steps=STEPS,
         beta=BETA,
         learning_rate=RATE,
-        bf16=False,
         shuffle_dataset=False,
         **TRAINER | settings,
     )
     GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(work / "model", dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(work / "model", dtype=getattr(torch, dtype)),
         reward_funcs=lambda completions, **_: letter_e(completions),
         args=config,
         train_dataset=Dataset.from_list([{"prompt": tokenizer.decode(ids)} for ids in given]),
@@ -143,10 +143,21 @@ def measured(record: Record) -> Result:
 
 
 NO_CKPT = {"gradient_checkpointing": False}
+AUTOCAST, FP32 = {"bf16": True}, {"bf16": False}
+
+
+def trl(name: str, note: str, computing: str, weights: str, **settings: Any) -> Contestant:
+    return Contestant(name, note, partial(run_trl, weights, settings), computing)
+
+
 CONTESTANTS = (
-    Contestant("tunesmith-fp32", "its defaults", run_tunesmith, is_ours=True),
-    Contestant("trl-fp32", "its defaults: checkpointing", partial(run_trl, {})),
-    Contestant("trl-fp32-no-ckpt", "without checkpointing", partial(run_trl, NO_CKPT)),
+    Contestant("tunesmith", "its defaults", partial(run_tunesmith, "bfloat16"), "bfloat16", is_ours=True),
+    trl("trl", "its defaults: bf16 autocast, checkpointing", "bfloat16", "float32", **AUTOCAST),
+    trl("trl-no-ckpt", "without checkpointing", "bfloat16", "float32", **AUTOCAST | NO_CKPT),
+    trl("trl-bf16", "+ weights in bf16", "bfloat16", "bfloat16", **AUTOCAST | NO_CKPT),
+    Contestant("tunesmith-fp32", "its defaults elsewhere", partial(run_tunesmith, "float32"), is_ours=True),
+    trl("trl-fp32", "float32, otherwise its defaults: checkpointing", "float32", "float32", **FP32),
+    trl("trl-fp32-no-ckpt", "without checkpointing", "float32", "float32", **FP32 | NO_CKPT),
 )
 TITLE = f"a step of GRPO: {NUM_ANSWERS} answers of {ANSWER} to {NUM_PROMPTS} prompts of {PROMPT}, LoRA {MODEL}"
 # No contestant has these names: their losses are of other draws.

@@ -114,6 +114,7 @@ CONTESTANTS = (
     ours("tunesmith", "its defaults where the chip has bfloat16", "bfloat16"),
     peer("hf-bf16-all", "sdpa, all prompts in one call", NUM_PROMPTS, "bfloat16"),
     peer("hf-bf16-4", "sdpa, four prompts a call", 4, "bfloat16"),
+    peer("hf-bf16-1", "sdpa, one prompt a call: no padding", 1, "bfloat16"),
     ours("tunesmith-fp32", "its defaults elsewhere", "float32"),
     peer("hf-all", "sdpa, all prompts in one call", NUM_PROMPTS),
     peer("hf-4", "sdpa, four prompts a call", 4),
