@@ -110,8 +110,8 @@ def _parse(jobs: Sequence[Job], description: str) -> argparse.Namespace:
 
 
 def _choose(job: Job, only: str) -> list[Contestant]:
-    """Those asked for; else all that make sense here. A chip that emulates bfloat16 would take hours for it. One that has
-    it is slower in float32 (1.7x to 2.8x, whoever computes), so there only those run in it whose losses are compared.
+    """Those asked for; else all that make sense here. A chip that emulates bfloat16 would take hours for it. One that
+    has it is slower in float32 (1.7x to 2.8x, whoever computes), so only those run in it whose losses are compared.
     """
     from tunesmith.runtime import choose_device, choose_precision
 
