@@ -460,6 +460,18 @@ def test_answers_that_do_not_end_cost_something(base: Path, tmp_path: Path) -> N
         assert score == own - (0 if answer.finished else 2.5)
 
 
+def test_rewards_may_be_cut(base: Path, tmp_path: Path) -> None:
+    """Before what an answer without an end costs, which is not cut."""
+    trials = make_trials(base, tmp_path, cliprange_reward=0.5, missing_eos_penalty=2.5)
+    rollout = trials._roll_out(trials._trial.prompts[:6], 4, 1)
+    judged = trials._judge(rollout, trials._trial.reward)
+    plain = trials._trial.reward(rollout.turns, [answer.text for answer in rollout.flat])
+    for answer, score, own in zip(rollout.flat, judged.score_B.tolist(), plain, strict=True):
+        assert score == min(own, 0.5) - (0 if answer.finished else 2.5)
+    assert judged.clipped == pytest.approx((plain > 0.5).mean())
+    assert judged.clipped > 0
+
+
 def test_texts_not_to_be_forgotten_take_part(base: Path, tmp_path: Path) -> None:
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"w{i}", "completion": f"w{i + 1}"}) + "\n" for i in range(10, 40)))

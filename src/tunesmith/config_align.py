@@ -123,6 +123,15 @@ class AlignConfig(TuneConfig):
     cliprange_high: float | None = Field(
         None, gt=0, description="The same above 1 (DAPO: 0.28); cliprange when not given."
     )
+    cliprange_dual: float | None = Field(
+        None,
+        gt=1,
+        description="By trial: a ratio above this no longer counts against answers worse than usual (dual clip; 3 in "
+        "the paper); inf: no limit.",
+    )
+    cliprange_reward: float | None = Field(
+        None, gt=0, description="By trial: rewards are cut to minus this and plus this; inf: no limit."
+    )
     cliprange_value: float | None = Field(
         0.2, gt=0, description="ppo: how far a value may move at once; inf: no limit."
     )
