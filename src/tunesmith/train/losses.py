@@ -29,8 +29,8 @@ class Penalty:
     centre           c: adds c (r_i + r_j)^2 for each pair of rewards, which keeps them about 0 (Eisenstein et al. 2023,
                      arXiv 2312.09244, section 3)
     ranking          of rankings: by pairs, or as a whole
-    margin           m: a better answer is to be ahead by m for each rank that lies between the two (Touvron et al. 2023,
-                     arXiv 2307.09288, section 3.2.2, where it grows with the strength of the preference)
+    margin           m: a better answer is to be ahead by m for each rank that lies between the two (Touvron et al.
+                     2023, arXiv 2307.09288, section 3.2.2, where it grows with the strength of the preference)
     """
 
     label_smoothing: float = 0.0
