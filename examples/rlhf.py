@@ -6,7 +6,8 @@ A hidden scorer, a classifier of film reviews, plays the labeler: it ranks four 
 a share of its judgements round at random. From its rankings alone a reward model is learned; PPO maximises that model;
 and the hidden scorer, which PPO never sees, says at each evaluation what it is worth (Gao et al. 2022, arXiv
 2210.10760). In the end the tuned model and the one it began as answer openings that neither has seen, and the hidden
-scorer chooses. All draws have fixed seeds. A stage whose folder or file is there already is not done again.
+scorer chooses. The reward model is tested on answers to these openings too, which the labeler ranks as it does the
+others. All draws have fixed seeds. A stage whose folder or file is there already is not done again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import tunesmith
 from tunesmith.config_align import AlignConfig
 from tunesmith.data import sources
 from tunesmith.data.ids import prompt_ids
+from tunesmith.evaluation.rankings import mean_by_prompt, pairs_of, wins
 from tunesmith.evaluation.tasks import open_network
 from tunesmith.models.generate import Decoding, generate, sample
 from tunesmith.models.load import Network
@@ -36,7 +38,7 @@ from tunesmith.runtime import choose_precision
 MODEL, LABELER, DATA = "smollm2-135m-instruct", "minilm-l6", "vader-movies"
 TEMPLATE = "Write one sentence of a film review. Begin with: {text}"
 WORDS, TOKENS, ANSWERS = 5, 16, 4
-NOTED = "labeler.json"
+SETTINGS = AlignConfig(model=MODEL, data="", algorithm="ppo", reward=("labeler",), reward_label="positive")
 
 
 def openings(num: int, seed: int = 0) -> list[str]:
@@ -70,7 +72,7 @@ def share_turned(one_PK: np.ndarray, other_PK: np.ndarray) -> float:
 
 
 def write_rankings(file: Path, prompts: Sequence[str], network: Network, gold: Scorer, noise: float) -> None:
-    """What the labeler says of the model's own answers, and beside it in how many pairs it is wrong."""
+    """What the labeler says of the model's own answers, and beside it, for nobody to learn from, the hidden scores."""
     ids = [prompt_ids(turns, network.tokenizer) for turns in as_turns(prompts)]
     made = sample(network, ids, Decoding(TOKENS, temperature=1.0), dtype_of(network), ANSWERS, quiet=False)
     said = [[answer.text for answer in answers] for answers in made]
@@ -80,13 +82,15 @@ def write_rankings(file: Path, prompts: Sequence[str], network: Network, gold: S
     )
     every = as_turns([prompt for prompt in prompts for _ in range(ANSWERS)])
     scores = gold(every, [text for answers in texts for text in answers]).reshape(-1, ANSWERS)
-    seen = with_noise(scores, noise)
-    wrong = share_turned(scores, seen)
-    (file.parent / NOTED).write_text(json.dumps({"wrong": wrong}), encoding="utf-8")
-    ranks = (-seen).argsort(1).argsort(1) + 1
-    rows = zip(prompts, texts, ranks.tolist(), strict=True)
-    lines = [{"prompt": prompt, "answers": answers, "ranks": given} for prompt, answers, given in rows]
+    rows = zip(prompts, texts, to_ranks(with_noise(scores, noise)), scores.tolist(), strict=True)
+    lines = [dict(zip(("prompt", "answers", "ranks", "hidden"), row, strict=True)) for row in rows]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def to_ranks(scores_PK: np.ndarray) -> list[list[int]]:
+    """1 is the best answer to a prompt."""
+    ranks: list[list[int]] = ((-scores_PK).argsort(1).argsort(1) + 1).tolist()
+    return ranks
 
 
 def dtype_of(network: Network) -> torch.dtype:
@@ -94,8 +98,8 @@ def dtype_of(network: Network) -> torch.dtype:
 
 
 def learn_reward(folder: Path, given: argparse.Namespace) -> None:
-    """The reward model; prints how often it is right of pairs that it has not seen, beside what the labeler, who is
-    sometimes wrong, can be foreseen in at all."""
+    """The reward model; prints how often it is right of pairs to prompts that it has not seen: by the labeler, who is
+    sometimes wrong and cannot be foreseen more often than it is right, and by the hidden scores themselves."""
     if not is_done(folder / "reward"):
         tunesmith.reward(
             model=LABELER,  # untuned; of the decoder one pass over 320 rankings made nothing (docs/align.md)
@@ -107,14 +111,21 @@ def learn_reward(folder: Path, given: argparse.Namespace) -> None:
             resume=True,
             quiet=True,
         )
-    found = Run.open(folder / "reward").manifest["reward"]["test"]
-    accuracy, ceiling = found["accuracy"], 1 - json.loads((folder / NOTED).read_text(encoding="utf-8"))["wrong"]
-    print(
-        f"the reward model agrees in {accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})", end=""
-    )
-    print(f" of {found['pairs']} unseen pairs; the labeler itself is right in {ceiling:.1%}: ", end="")
-    print(f"{accuracy['value'] / ceiling:.2f} of what is possible; the longer one is better in ", end="")
-    print(f"{found['longer_wins']['value']:.1%}")
+    rows = [json.loads(line) for line in (folder / "unseen.jsonl").read_text(encoding="utf-8").splitlines()]
+    reward = open_rewards([str(folder / "reward")], (), SETTINGS, torch.device("cpu"))
+    turns = as_turns([row["prompt"] for row in rows for _ in range(ANSWERS)])
+    said = reward(turns, [text for row in rows for text in row["answers"]]).reshape(-1, ANSWERS)
+    hidden = np.array([row["hidden"] for row in rows])
+    lengths = [[len(text) for text in row["answers"]] for row in rows]
+    ranks = [row["ranks"] for row in rows]
+    print(f"of {len(rows)} rankings of openings that were not trained:")
+    print(f"the labeler turns round {share_turned(-np.array(ranks), hidden):.1%} of the hidden scorer's pairs")
+    for judge, scores in (("reward model", said), ("longer", np.array(lengths)), ("hidden scorer", hidden)):
+        by_labeler = pairs_of(scores.tolist(), ranks, lengths)
+        by_hidden = pairs_of(scores.tolist(), to_ranks(hidden), lengths)
+        for name, pairs in (("the labeler", by_labeler), ("the hidden scorer", by_hidden)):
+            share = mean_by_prompt(wins(pairs.gap_P), pairs.prompt_P)
+            print(f"  {judge:<14} agrees with {name:<18} {share.value:.1%} ({share.low:.1%} to {share.high:.1%})")
 
 
 def is_done(run: Path) -> bool:
@@ -184,11 +195,11 @@ def main() -> None:
             quiet=True,
         )
     network = open_network(MODEL)
-    settings = AlignConfig(model=MODEL, data="", algorithm="ppo", reward=("labeler",), reward_label="positive")
-    gold = open_rewards([str(folder / "labeler")], (), settings, network.model.device)
+    gold = open_rewards([str(folder / "labeler")], (), SETTINGS, network.model.device)
     prompts = openings(given.prompts + given.judged)
-    if not (folder / "rankings.jsonl").is_file():
-        write_rankings(folder / "rankings.jsonl", prompts[: given.prompts], network, gold, given.noise)
+    for name, some in (("rankings", prompts[: given.prompts]), ("unseen", prompts[given.prompts :])):
+        if not (folder / f"{name}.jsonl").is_file():
+            write_rankings(folder / f"{name}.jsonl", some, network, gold, given.noise)
     learn_reward(folder, given)
     run = align(folder, given)
     compare(prompts[given.prompts :], run.network, network, gold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tunesmith.data.parts import split_examples
 from tunesmith.errors import InputError
 from tunesmith.methods.table import find_method
 from tunesmith.models.generate import Decoding
+from tunesmith.models.load import count_parameters
 from tunesmith.rl.algorithms import TEACHERS
 from tunesmith.rl.loop import Trials, _places, _tokens
 from tunesmith.rl.rollout import Reference, Speaker, roll_out
@@ -350,6 +352,52 @@ def test_a_value_may_begin_as_the_reward_model(method: str, base: Path, tmp_path
     assert changed < 3e-3, "at its own rate, a tenth of the policy's"
 
 
+def test_a_value_network_learns_by_the_method_and_counts(base: Path, tmp_path: Path) -> None:
+    """LoRA+ has its second matrices learn 16 times as fast, in the value's network as in the policy's."""
+    folder = make_reward_model(tmp_path, max_steps=1, method="full")
+    settings = {"reward": str(folder), "value": "reward", "method": "lora-plus", "value_learning_rate": 1e-3}
+    trials = make_trials(base, tmp_path, **settings)
+    rates = {id(p): group["lr"] for group in trials.state.optimizer.param_groups for p in group["params"]}
+    of_value = {name: rates[id(p)] for name, p in trials.state.parameters if name.startswith("value.")}
+    assert {rate for name, rate in of_value.items() if "lora_A" in name} == {1e-3}
+    assert {rate for name, rate in of_value.items() if "lora_B" in name} == {16 * 1e-3}
+    assert trials._trial.value is not None
+    own, whole = (
+        count_parameters(trials._trial.network),
+        count_parameters(trials._trial.network, trials._trial.value.modules()),
+    )
+    assert whole[0] == sum(p.numel() for _, p in trials.state.parameters) > own[0]
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    of_adapters = sum(p.numel() for name, p in trials.state.parameters if "lora" in name and name in of_value)
+    assert whole[1] - own[1] >= sum(p.numel() for p in plain.parameters()) + of_adapters
+    manifest = run_on(
+        prompts(), base, tmp_path / "run", TRIAL | settings | {"algorithm": "ppo", "max_steps": 1}
+    ).manifest
+    assert (manifest["trainable_parameters"], manifest["total_parameters"]) == whole
+
+
+def test_another_judge_is_noticed(base: Path, tmp_path: Path) -> None:
+    """Under the same name: a function that was changed, and a reward model that was trained again."""
+    judge = make_reward_model(tmp_path, max_steps=1)
+    settings = TRIAL | {"algorithm": "rloo", "reward": f"{tmp_path}/judge.py:sevens", "gold_reward": str(judge)}
+    settings["max_steps"] = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.tuning._save", _break_off)
+        with pytest.raises(RuntimeError, match="broken off"):
+            run_on(prompts(), base, tmp_path / "run", settings)
+    (tmp_path / "judge.py").write_text(REWARD.replace("w7", "w8"))
+    with pytest.raises(InputError, match="judges: what judges answers"):
+        run_on(prompts(), base, tmp_path / "run", settings | {"resume": True})
+    (tmp_path / "judge.py").write_text(REWARD)
+    shutil.rmtree(judge)
+    make_reward_model(tmp_path, max_steps=2)
+    with pytest.raises(InputError, match="judges: what judges answers"):
+        run_on(prompts(), base, tmp_path / "run", settings | {"resume": True})
+    shutil.rmtree(judge)
+    make_reward_model(tmp_path, max_steps=1)
+    assert run_on(prompts(), base, tmp_path / "run", settings | {"resume": True}).outcome["steps"] == 1
+
+
 def test_a_value_that_cannot_follow_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 of the rewards"):
         make_trials(base, tmp_path, value="reward")
@@ -458,6 +506,18 @@ def test_answers_that_do_not_end_cost_something(base: Path, tmp_path: Path) -> N
     plain = trials._trial.reward(rollout.turns, [answer.text for answer in rollout.flat])
     for answer, score, own in zip(rollout.flat, penalised.tolist(), plain, strict=True):
         assert score == own - (0 if answer.finished else 2.5)
+
+
+def test_rewards_may_be_cut(base: Path, tmp_path: Path) -> None:
+    """Before what an answer without an end costs, which is not cut."""
+    trials = make_trials(base, tmp_path, cliprange_reward=0.5, missing_eos_penalty=2.5)
+    rollout = trials._roll_out(trials._trial.prompts[:6], 4, 1)
+    judged = trials._judge(rollout, trials._trial.reward)
+    plain = trials._trial.reward(rollout.turns, [answer.text for answer in rollout.flat])
+    for answer, score, own in zip(rollout.flat, judged.score_B.tolist(), plain, strict=True):
+        assert score == min(own, 0.5) - (0 if answer.finished else 2.5)
+    assert judged.clipped == pytest.approx((plain > 0.5).mean())
+    assert judged.clipped > 0
 
 
 def test_texts_not_to_be_forgotten_take_part(base: Path, tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def _prepare(config: TuneConfig, method: Method, parts: Split, planned: bool) ->
         course=trials.run,
         evaluate=trials.evaluate,
         finish=partial(_finish, value, config),
+        beside=() if value is None else value.modules(),
     )
 
 
@@ -244,10 +245,12 @@ def _read_ptx(config: AlignConfig, network: Network) -> TokenRows | tuple[()]:
 
 
 def _rates_of(value: Value | None, config: AlignConfig, rate: float) -> Mapping[str, Rate]:
-    """How the value learns, by the names of its parameters, where that is not as the policy does."""
-    if value is None or config.value_learning_rate is None:
+    """How the value learns, by the names of its parameters; a network of its own learns as the method has it."""
+    if value is None:
         return {}
-    return {name: Rate(config.value_learning_rate / rate) for name, _ in value.trained()}
+    share, own = (config.value_learning_rate or rate) / rate, value.rates()
+    each = {name: own.get(name, Rate()) for name, _ in value.trained()}
+    return {name: one._replace(factor=share * one.factor) for name, one in each.items()}
 
 
 def _finish(value: Value | None, config: AlignConfig, folder: Path) -> Mapping[str, Any]:

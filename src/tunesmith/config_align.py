@@ -55,13 +55,19 @@ class RewardConfig(TuneConfig):
         ge=0,
         description="Weight of (reward + reward)^2 of each pair, which keeps rewards about 0; TRL advises 0.01.",
     )
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="By how much the better answer's reward is to be ahead for each rank that lies between the two; "
+        "strengths of preference are ranks with gaps: 1 and 5 for far better (Llama 2).",
+    )
 
     @model_validator(mode="after")
     def _loss_has_its_options(self) -> Self:
-        is_of_pairs = self.ties == "half" or self.center_rewards_coefficient or self.label_smoothing_factor
-        if self.ranking_loss == "plackett-luce" and is_of_pairs:
+        of_pairs = (self.ties == "half", self.center_rewards_coefficient, self.label_smoothing_factor, self.margin)
+        if self.ranking_loss == "plackett-luce" and any(of_pairs):
             raise ValueError(
-                "ranking_loss plackett-luce has no pairs; ties half, center_rewards_coefficient and "
+                "ranking_loss plackett-luce has no pairs; ties half, center_rewards_coefficient, margin and "
                 "label_smoothing_factor are for pairs"
             )
         return self
@@ -116,6 +122,15 @@ class AlignConfig(TuneConfig):
     cliprange: float = Field(0.2, gt=0, description="By trial: the policy's ratio is clipped at 1 - this and 1 + this.")
     cliprange_high: float | None = Field(
         None, gt=0, description="The same above 1 (DAPO: 0.28); cliprange when not given."
+    )
+    cliprange_dual: float | None = Field(
+        None,
+        gt=1,
+        description="By trial: a ratio above this no longer counts against answers worse than usual (dual clip; 3 in "
+        "the paper); inf: no limit.",
+    )
+    cliprange_reward: float | None = Field(
+        None, gt=0, description="By trial: rewards are cut to minus this and plus this; inf: no limit."
     )
     cliprange_value: float | None = Field(
         0.2, gt=0, description="ppo: how far a value may move at once; inf: no limit."

@@ -138,8 +138,8 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Answers to one prompt, best first. `ranks` rise from 1; equal ranks are a tie. `labeler` says whose opinion it
-    is, empty where that is not known."""
+    """Answers to one prompt, best first. `ranks` rise from 1; equal ranks are a tie, and a gap is a stronger
+    preference. `labeler` says whose opinion it is, empty where that is not known."""
 
     prompt: tuple[Message, ...]
     answers: tuple[str, ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tunesmith.config import MEMORY_PARTS, DataConfig, TrainingConfig, TuneConfig
 from tunesmith.data.parts import load_split, with_replay
@@ -88,7 +89,7 @@ class Prepared:
     """A network under a method and the rows it will see, all checked before any compute is spent.
 
     `course` trains it, and `evaluate` judges it, where that is not by the rows' own losses; `finish` writes what else
-    belongs into the run's folder and returns what the manifest is to say of it.
+    belongs into the run's folder and returns what the manifest is to say of it; `beside` is trained, too.
     """
 
     network: Network
@@ -102,6 +103,7 @@ class Prepared:
     course: Callable[[Watch, Start | None], Outcome] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
     finish: Callable[[Path], Mapping[str, Any]] | None = None
+    beside: Sequence[nn.Module] = ()
 
 
 Prepare = Callable[[TuneConfig, Method, Split, bool], Prepared]
@@ -164,14 +166,13 @@ def _told_how_to_go_on(folder: Path) -> Iterator[None]:
 
 
 def _train(config: TuneConfig, place: Place, prepared: Prepared, quiet: bool, states: Path | None) -> Outcome:
-    folder = place.folder
-    started = time.monotonic()
+    folder, started = place.folder, time.monotonic()
     kept = prepared.plan.kept.rows if config.keep_data is not None else ()  # own words follow from the rest
     rows = [*prepared.train, *prepared.validation, *kept]
     inputs = describe_inputs(
         config, prepared.network, prepared.split, rows, prepared.plan.learning_rate, prepared.plan.dtype
     )
-    start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network)))
+    start = begin(place, config, inputs, estimate_bytes(trainable(prepared.network, prepared.beside)))
     log = MetricsLog(folder / METRICS, how_to_go_on(folder))
     trackers = Trackers(config.report_to, folder, config.model_dump(mode="json"))
     log.followers.append(trackers.write)
@@ -330,7 +331,7 @@ def _evaluate(prepared: Prepared) -> Mapping[str, float]:
 
 
 def _announce(prepared: Prepared, config: TuneConfig, brief: bool) -> None:
-    trainable, total = count_parameters(prepared.network)
+    trainable, total = count_parameters(prepared.network, prepared.beside)
     method = (
         f"{trainable:,} of {total:,} parameters trained ({trainable / total:.2%}), "
         f"learning rate {prepared.plan.learning_rate:g}"
@@ -363,10 +364,9 @@ def _write_model(folder: Path, prepared: Prepared, config: TuneConfig, outcome: 
     prepared.method.saving.save(network, folder)
     network.tokenizer.save_pretrained(folder)
     write_text(folder / SPLIT, json.dumps({"note": prepared.split.note, **places_of(prepared.split)}) + "\n")
-    readme = folder / "README.md"
-    readme.unlink(missing_ok=True)  # PEFT's model card is a form with every field left open
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card is a form with every field left open
     more = prepared.finish(folder) if prepared.finish is not None else {}
-    num_trained, total = count_parameters(network)
+    num_trained, total = count_parameters(network, prepared.beside)
     manifest = {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

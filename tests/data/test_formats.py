@@ -198,5 +198,12 @@ def said(row: Example) -> str:
     return f"{asked} | {text}"
 
 
+def test_gaps_between_ranks_are_kept() -> None:
+    """They say how strongly one is preferred, which a margin asks for."""
+    row = recognise(rows({"prompt": "q", "answers": ["a", "b", "c"], "ranks": [7, 2, 7]})).rows[0]
+    assert isinstance(row, Ranking)
+    assert row.ranks == (1, 6, 6)
+
+
 def test_a_text_alone_is_one_when_asked_for() -> None:
     assert recognise(rows({"text": "t"}), "text").task == "text"

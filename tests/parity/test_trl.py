@@ -142,10 +142,12 @@ def test_reward(tmp_path: Path) -> None:
     trainer = trl.RewardTrainer(
         model=AutoModelForSequenceClassification.from_pretrained(tmp_path / "own", num_labels=1),
         args=config,
-        train_dataset=Dataset.from_list(ROWS),
+        train_dataset=Dataset.from_list([row | {"margin": 0.5 * (place % 3)} for place, row in enumerate(ROWS)]),
         processing_class=make_tokenizer(),
     )
     batch = next(iter(trainer.get_train_dataloader()))
+    strengths = [round(margin / 0.5) for margin in batch["margin"].tolist()]
+    assert len(set(strengths)) > 1
     theirs = trainer.compute_loss(trainer.model, dict(batch))
     ids = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     half = len(ids) // 2
@@ -153,8 +155,8 @@ def test_reward(tmp_path: Path) -> None:
     for index in range(half):
         good, bad = ids[index], ids[index + half]
         same = next(place for place, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b)
-        rows.append(to_row(good[:same], [good[same:], bad[same:]], (1, 2), index))
-    found, _ = judged_losses(network, pack(rows, share=True), Penalty(centre=0.01))
+        rows.append(to_row(good[:same], [good[same:], bad[same:]], (1, 2 + strengths[index]), index))
+    found, _ = judged_losses(network, pack(rows, share=True), Penalty(centre=0.01, margin=0.5))
     assert found.mean().item() == pytest.approx(theirs.item(), rel=1e-5)
 
 

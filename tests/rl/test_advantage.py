@@ -140,6 +140,16 @@ def test_the_policy_loss_by_hand() -> None:
     assert found.tolist() == pytest.approx([-1.28, -0.5, 1.5, 0.8], rel=1e-6)
 
 
+def test_a_second_clip_bounds_what_a_bad_token_weighs() -> None:
+    old_N, advantage_N = torch.zeros(4), torch.tensor([-1.0, -1.0, -2.0, 1.0])
+    logp_N = torch.tensor([5.0, 2.5, 5.0, 5.0]).log().requires_grad_()
+    found_N = policy_loss_N(logp_N, old_N, advantage_N, Clip(0.2, 0.2, dual=3.0))
+    assert found_N.tolist() == pytest.approx([3.0, 2.5, 6.0, -1.2], rel=1e-6)
+    found_N.sum().backward()
+    assert logp_N.grad is not None
+    assert logp_N.grad.tolist() == pytest.approx([0.0, 2.5, 0.0, 0.0]), "beyond it nothing pulls"
+
+
 def test_the_first_policy_gradient_is_the_plain_one() -> None:
     """Where old and new are the same the gradient is -A grad log pi."""
     logp_N = torch.tensor([-1.0, -2.0], requires_grad=True)

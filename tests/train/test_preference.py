@@ -74,6 +74,19 @@ def test_smoothing_and_centring() -> None:
     assert ranking([better, worse], [1, 2], Penalty(centre=0.01)) == pytest.approx(centred.item(), rel=1e-6)
 
 
+def test_a_strong_preference_is_to_be_further_ahead() -> None:
+    """Llama 2's loss (Touvron et al. 2023, equation 2): m(r) is 1 for the strongest of four, 0 for the weakest."""
+    small = Penalty(margin=1 / 3)
+    for worse, ahead in ((2, 0.0), (3, 1 / 3), (4, 2 / 3), (5, 1.0)):
+        expected = -F.logsigmoid(torch.tensor(0.7 - 0.2 - ahead)).item()
+        assert ranking([0.7, 0.2], [1, worse], small) == pytest.approx(expected, rel=1e-6)
+        assert ranking([0.2, 0.7], [worse, 1], small) == pytest.approx(expected, rel=1e-6)
+    both = (ranking([2, 1], [1, 2], small), ranking([2, 0], [1, 3], small), ranking([1, 0], [1, 2], small))
+    assert ranking([2, 1, 0], [1, 2, 3], small) == pytest.approx(sum(both) / 3, rel=1e-6)
+    tied = Penalty(margin=1.0, tied=1.0)
+    assert ranking([1, 0], [1, 1], tied) == ranking([1, 0], [1, 1], Penalty(tied=1.0)), "none is to be ahead"
+
+
 def pairs(pi: list[list[float]], ref: list[list[float]], lengths: list[list[float]], good: list[bool]) -> Pairs:
     return Pairs(torch.tensor(pi), torch.tensor(ref), torch.tensor(lengths), torch.tensor(good))
 

@@ -261,7 +261,7 @@ def to_pair(row: Fields, columns: Columns, origin: Origin) -> Example:
 
 
 def to_ranking(row: Fields, columns: Columns, origin: Origin) -> Example:
-    """Answers best to worst; with `ranks` in any order, equal ranks being ties."""
+    """Answers best to worst; with `ranks` in any order, equal ranks being ties. The best one's becomes 1."""
     prompt = (*_system(row, columns), *_prompt(row.get(columns["prompt"]), columns["prompt"]))
     answers = texts_of(row.get(columns["answers"]), columns["answers"])
     if len(answers) < 2:
@@ -270,9 +270,9 @@ def to_ranking(row: Fields, columns: Columns, origin: Origin) -> Example:
     given = [rank for rank in named if isinstance(rank, int) and not isinstance(rank, bool)]
     if len(given) != len(answers) or len(named) != len(answers):
         raise RowError(f"'{columns.get('ranks')}' is {named}; give one whole number for each of {len(answers)} answers")
-    levels = {rank: level for level, rank in enumerate(sorted(set(given)), 1)}
     ordered = sorted(zip(given, answers, strict=True), key=lambda pair: pair[0])
-    texts, ranks = tuple(text for _, text in ordered), tuple(levels[rank] for rank, _ in ordered)
+    # Gaps stay: they say how strongly one is preferred.
+    texts, ranks = tuple(text for _, text in ordered), tuple(rank - min(given) + 1 for rank, _ in ordered)
     return Ranking(prompt, texts, ranks, origin, _labeler(row, columns))
 
 

@@ -378,8 +378,10 @@ def rest(network: Network, dtype: torch.dtype, device: torch.device) -> None:
     network.model.to(device).eval()
 
 
-def count_parameters(network: Network) -> tuple[int, int]:
-    """(trainable, all) parameters, shared ones counted once, packed ones (`quantized.py`) as what they stand for."""
-    parameters = list(network.root.parameters())
-    num_packed = sum(getattr(module, "num_weights", 0) for module in network.root.modules())
+def count_parameters(network: Network, beside: Sequence[nn.Module] = ()) -> tuple[int, int]:
+    """(trainable, all) parameters, shared ones counted once, packed ones (`quantized.py`) as what they stand for; with
+    those of modules that are trained `beside` it."""
+    whole = nn.ModuleList([network.root, *beside])
+    parameters = list(whole.parameters())
+    num_packed = sum(getattr(module, "num_weights", 0) for module in whole.modules())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters) + num_packed

@@ -31,7 +31,8 @@ from tunesmith.rl.rollout import Said, to_padded
 class Judged:
     """The answers of a step: who they answer, how they were scored, and what was said of them before the update.
 
-    score_B    more is better; what was taken for answers without an end is taken already
+    score_B    more is better, within `cliprange_reward`; what was taken for answers without an end is taken already
+    clipped    share of the scores that were not within it
     old        by the policy
     ref_N      log-probabilities by the reference; the policy's own where nothing is held to it
     mask_BT    True at an answer's tokens
@@ -42,6 +43,7 @@ class Judged:
     old: Said
     ref_N: torch.Tensor
     mask_BT: torch.Tensor
+    clipped: float = 0.0
 
     @property
     def kl_BT(self) -> torch.Tensor:
@@ -131,7 +133,8 @@ def losses_N(
     Args:
         lengths: tokens of each answer; all else is of their tokens, end to end.
     """
-    clip = Clip(config.cliprange, config.cliprange if config.cliprange_high is None else config.cliprange_high)
+    high = config.cliprange if config.cliprange_high is None else config.cliprange_high
+    clip = Clip(config.cliprange, high, config.cliprange_dual)
     logp_N, old_N = now.logp_N, old.logp_N
     if config.algorithm == "online-dpo":
         return {"policy": online_dpo_N(logp_N - ref_N, lesson.advantage_N, lengths, config)}

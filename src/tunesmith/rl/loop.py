@@ -156,13 +156,16 @@ class Trials:
     def _judge(self, rollout: Rollout, scorer: Scorer, first: Said | None = None) -> Judged:
         """`first` is what the policy says, where that is known."""
         score_B = torch.from_numpy(scorer(rollout.turns, texts_of(rollout))).float()
+        widest = self._config.cliprange_reward or math.inf
+        clipped = float((score_B.abs() > widest).float().mean())
+        score_B = score_B.clamp(-widest, widest)
         if self._config.missing_eos_penalty is not None:
             unfinished_B = torch.tensor([not answer.finished for answer in rollout.flat])
             score_B = score_B - self._config.missing_eos_penalty * unfinished_B
         old = self._speaker.say_all(rollout, self._plan.batch_size) if first is None else first.detached()
         with self._reference.speaking():
             ref = self._reference_speaker.say_all(rollout, self._plan.batch_size)
-        return Judged(score_B, len(rollout.answers[0]), old, ref.logp_N, rollout.mask_BT)
+        return Judged(score_B, len(rollout.answers[0]), old, ref.logp_N, rollout.mask_BT, clipped)
 
     def _update(self, rollout: Rollout, judged: Judged, lesson: Lesson, first: Said | None) -> list[Update]:
         """Passes over the answers, each in so many updates, prompts in a new order each time."""

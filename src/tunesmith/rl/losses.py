@@ -15,16 +15,25 @@ LARGEST_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """How far a ratio may move from 1 before it stops being worth anything: to 1 - low and 1 + high."""
+    """How far a ratio may move from 1 before it stops being worth anything: to 1 - low and 1 + high; and above `dual`,
+    which is larger, it stops being a reproach to tokens of a negative advantage."""
 
     low: float = 0.2
     high: float = 0.2
+    dual: float | None = None
 
 
 def policy_loss_N(logp_N: torch.Tensor, old_N: torch.Tensor, advantage_N: torch.Tensor, clip: Clip) -> torch.Tensor:
-    """max(-A rho, -A clip(rho)), rho = pi / pi_old (Schulman et al. 2017, arXiv 1707.06347, equation 7)."""
+    """max(-A rho, -A clip(rho)), rho = pi / pi_old (Schulman et al. 2017, arXiv 1707.06347, equation 7).
+
+    With `dual` c, where A < 0, at most -A c: else a token that has become far likelier since it was drawn weighs
+    without bound (Ye et al. 2020, arXiv 1912.09729, equation 5).
+    """
     ratio_N = ratios_N(logp_N, old_N)
-    return torch.maximum(-advantage_N * ratio_N, -advantage_N * ratio_N.clamp(1 - clip.low, 1 + clip.high))
+    loss_N = torch.maximum(-advantage_N * ratio_N, -advantage_N * ratio_N.clamp(1 - clip.low, 1 + clip.high))
+    if clip.dual is None:
+        return loss_N
+    return torch.where(advantage_N < 0, torch.minimum(loss_N, -advantage_N * clip.dual), loss_N)
 
 
 def ratios_N(logp_N: torch.Tensor, old_N: torch.Tensor) -> torch.Tensor:

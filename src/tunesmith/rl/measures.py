@@ -85,6 +85,7 @@ def measure(rollout: Rollout, judged: Judged, lesson: Lesson, beta: float) -> di
         "objective/rlhf_reward": score - beta * kl,
         "objective/scores": score,
         "reward_std": float(score_B.std(correction=0)),
+        "frac_reward_clipped": judged.clipped,
         "frac_reward_zero_std": float((deviation_P < 1e-6).float().mean()),
         "kl_coef": beta,
         "response_length": float(lengths_B.mean()),

@@ -7,6 +7,7 @@ Shape letters: N tokens of all answers end to end, D width.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ from torch import nn
 
 from tunesmith.config_align import AlignConfig
 from tunesmith.errors import InputError
-from tunesmith.methods.apply import put_under
+from tunesmith.methods.apply import find_rates, put_under
 from tunesmith.methods.method import Method
 from tunesmith.models.heads import find_head
 from tunesmith.models.load import Network, load_network, move
@@ -26,6 +27,7 @@ from tunesmith.rewarding import REPORT
 from tunesmith.runtime import autocast
 from tunesmith.train.checkpoint import Named
 from tunesmith.train.loop import trainable
+from tunesmith.train.optim import Rate
 
 
 class Value(Protocol):
@@ -34,6 +36,10 @@ class Value(Protocol):
     def modules(self) -> list[nn.Module]: ...
 
     def trained(self) -> Named: ...
+
+    def rates(self) -> Mapping[str, Rate]:
+        """How each parameter learns beside the others of the value, where that is not alike."""
+        ...
 
     def values_N(self, batch: PackedBatch, hidden_ND: torch.Tensor) -> torch.Tensor:
         """`hidden_ND` are the policy's last states there."""
@@ -54,6 +60,9 @@ class ValueHead:
     def trained(self) -> Named:
         return [(f"value_head.{name}", parameter) for name, parameter in self._layer.named_parameters()]
 
+    def rates(self) -> Mapping[str, Rate]:
+        return {}
+
     def values_N(self, batch: PackedBatch, hidden_ND: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden_ND.device.type, enabled=False):
             values: torch.Tensor = self._layer(hidden_ND.float())[:, 0]
@@ -64,8 +73,10 @@ class ValueNetwork:
     """A network of its own, that begins as the reward model (Ouyang et al. 2022, appendix C.4): before the first step
     its value at a place is the reward of the text up to there, shifted, scaled and weighed as the reward is."""
 
-    def __init__(self, network: Network, scale: float, shift: float, dtype: torch.dtype) -> None:
-        self._network, self._scale, self._shift, self._dtype = network, scale, shift, dtype
+    def __init__(
+        self, network: Network, rates: Mapping[str, Rate], scale: float, shift: float, dtype: torch.dtype
+    ) -> None:
+        self._network, self._rates, self._scale, self._shift, self._dtype = network, rates, scale, shift, dtype
         network.model.eval()
 
     def modules(self) -> list[nn.Module]:
@@ -73,6 +84,9 @@ class ValueNetwork:
 
     def trained(self) -> Named:
         return [(f"value.{name}", parameter) for name, parameter in trainable(self._network)]
+
+    def rates(self) -> Mapping[str, Rate]:
+        return {f"value.{name}": rate for name, rate in self._rates.items()}
 
     def values_N(self, batch: PackedBatch, hidden_ND: torch.Tensor) -> torch.Tensor:
         network = self._network
@@ -105,7 +119,8 @@ def open_value(
     put_under(network, method, config, dtype, partial(move, device=device))
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     weight = config.reward_weights[place] if config.reward_weights else 1.0
-    return ValueNetwork(network, weight / (float(report["deviation"]) or 1.0), float(report["shift"]), dtype)
+    scale = weight / (float(report["deviation"]) or 1.0)
+    return ValueNetwork(network, find_rates(network, method, config), scale, float(report["shift"]), dtype)
 
 
 def _find_reward_model(config: AlignConfig) -> tuple[int, Path]:

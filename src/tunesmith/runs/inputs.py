@@ -19,7 +19,7 @@ from tunesmith.config import TuneConfig
 from tunesmith.errors import InputError, nearest
 from tunesmith.models.load import Network
 from tunesmith.records import JUDGED, Split, TokenizedExample
-from tunesmith.runs.folder import INPUTS
+from tunesmith.runs.folder import INPUTS, MANIFEST, RECORDS
 from tunesmith.runtime import versions
 from tunesmith.storage import write_json
 
@@ -78,6 +78,7 @@ def describe_inputs(
         "device": str(network.model.device.type),
         "precision": str(precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "judges": _describe_judges([*getattr(config, "reward", ()), *getattr(config, "gold_reward", ())]),
         **settings,
         **{package: installed[package] for package in PACKAGES},
     }
@@ -85,6 +86,25 @@ def describe_inputs(
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _describe_judges(names: Sequence[str]) -> dict[str, Any] | None:
+    """What judges answers, by its content: of a run its model's files, of a function in a file that file."""
+    found = []
+    for name in names:
+        folder, (place, _, _) = Path(name).expanduser(), name.rpartition(":")
+        if (folder / MANIFEST).is_file():
+            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+            found.append(str(sorted((key, files[key]["sha256"]) for key in files if _is_of_model(key))))
+        elif place.endswith(".py"):
+            found.append(Path(place).expanduser().read_text(encoding="utf-8"))
+        else:  # pinned by its name, as a catalogue's model is
+            found.append(name)
+    return {"name": list(names), "fingerprint": _digest("\n".join(found))} if names else None
+
+
+def _is_of_model(file: str) -> bool:
+    return "/" not in file and file not in RECORDS
 
 
 def _digest_rows(rows: Sequence[TokenizedExample]) -> str:
@@ -156,6 +176,8 @@ def _difference(key: str, before: Any, now: Any) -> str:
         return f"data: the rows are others than before ({before['rows']:,} training rows then, {now['rows']:,} now)"
     if key == "model" and before and now:
         return f"model: the weights of '{now['name']}' are others than before"
+    if key == "judges" and before and now:
+        return f"judges: what judges answers ({', '.join(now['name'])}) is another than before"
     if key == "template":
         return "template: the chat template is another than before"
     if key == "tokenizer":

@@ -44,9 +44,10 @@ MOST_SKIPPED = 10
 FEWEST_TO_REHEARSE = 20
 
 
-def trainable(network: Network) -> list[tuple[str, nn.Parameter]]:
-    """Name and tensor of everything that requires a gradient."""
-    return [(name, parameter) for name, parameter in network.root.named_parameters() if parameter.requires_grad]
+def trainable(network: Network, beside: Sequence[nn.Module] = ()) -> list[tuple[str, nn.Parameter]]:
+    """Name and tensor of everything that requires a gradient; also in modules that are trained `beside` the network."""
+    named = (pair for module in (network.root, *beside) for pair in module.named_parameters())
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad]
 
 
 def fit(

@@ -29,6 +29,8 @@ class Penalty:
     centre           c: adds c (r_i + r_j)^2 for each pair of rewards, which keeps them about 0 (Eisenstein et al. 2023,
                      arXiv 2312.09244, section 3)
     ranking          of rankings: by pairs, or as a whole
+    margin           m: a better answer is to be ahead by m for each rank that lies between the two (Touvron et al.
+                     2023, arXiv 2307.09288, section 3.2.2, where it grows with the strength of the preference)
     """
 
     label_smoothing: float = 0.0
@@ -36,6 +38,7 @@ class Penalty:
     tied: float = 0.0
     centre: float = 0.0
     ranking: Ranking = "pairs"
+    margin: float = 0.0
 
 
 PLAIN = Penalty()
@@ -80,6 +83,9 @@ def pairs_S(rewards_SK: torch.Tensor, ranks_SK: torch.Tensor, penalty: Penalty) 
     # A tied pair stands in both of its places, each for half of it.
     ties_SKK = (both_SKK & (ranks_SK[:, :, None] == ranks_SK[:, None, :])).float().tril(-1)
     weights_SKK = wins_SKK + 0.5 * penalty.tied * (ties_SKK + ties_SKK.transpose(1, 2))
+    if penalty.margin:
+        steps_SKK = ranks_SK[:, None, :] - ranks_SK[:, :, None]
+        gap_SKK = gap_SKK - penalty.margin * (steps_SKK - 1).clamp(min=0)
     losses_SKK = -F.logsigmoid(gap_SKK)
     if penalty.label_smoothing:
         losses_SKK = losses_SKK + penalty.label_smoothing * gap_SKK  # -log sigmoid(-d) = d - log sigmoid(d)

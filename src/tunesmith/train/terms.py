@@ -30,7 +30,8 @@ def terms_of(config: TrainingConfig) -> Penalty | Preference:
     if isinstance(config, RewardConfig):
         tied = 1.0 if config.ties == "half" else 0.0
         centre = config.center_rewards_coefficient
-        return Penalty(config.label_smoothing_factor, config.z_loss, tied, centre, config.ranking_loss)
+        smoothing = config.label_smoothing_factor
+        return Penalty(smoothing, config.z_loss, tied, centre, config.ranking_loss, config.margin)
     return Penalty(config.label_smoothing_factor, config.z_loss)
 
 
