@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.parity.tiny import kept_for_backward, make_network
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
-from tunesmith.models.lean import Recipe, use_lean_layers
+from tunesmith.models.lean import Remake, find_recipe, use_lean_layers
+from tunesmith.models.lowrank import fuse
 
 
 def is_lean(module: nn.Module) -> bool:
@@ -93,10 +97,33 @@ def test_a_look_alike_keeps_its_own() -> None:
 
 def test_what_several_layers_keep_is_made_again_once() -> None:
     made = []
-    recipe = Recipe(lambda x: made.append(1) or 2 * x, (torch.ones(3),), expected=2)
-    first, second = recipe.give(torch.ones(3)), recipe.give(torch.ones(3))
+    again = Remake(lambda x: made.append(1) or 2 * x, expected=2)
+    first, second = again.give(torch.ones(3)), again.give(torch.ones(3))
     assert torch.equal(first, second)
     assert len(made) == 1
-    assert recipe.made is None, "nothing is held when all have asked"
-    recipe.give(torch.ones(3))
+    assert again.made is None, "nothing is held when all have asked"
+    again.give(torch.ones(3))
     assert len(made) == 2, "whoever goes through a graph a second time gets it too"
+
+
+def test_checkpointing_lets_go_of_what_a_tensor_is_made_from() -> None:
+    norm = make_layer("norm").requires_grad_(False)
+    use_lean_layers(norm)
+    wrapped = get_peft_model(nn.Sequential(nn.Linear(24, 24)), LoraConfig(target_modules=["0"]))
+    fuse(wrapped)
+    parts = []
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        normed = norm(2 * x)
+        recipe = find_recipe(normed)
+        assert recipe is not None
+        parts.append(weakref.ref(recipe.parts[0]))
+        out: torch.Tensor = wrapped(normed)
+        return out
+
+    x = torch.randn(5, 24, requires_grad=True)
+    kept = block(x)
+    assert parts[-1]() is not None, "without it they are kept"
+    out = checkpoint(block, x, use_reentrant=False)
+    assert parts[-1]() is None
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x), torch.autograd.grad(kept.sum(), x))

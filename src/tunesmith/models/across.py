@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from tunesmith.models.dropout import dropout
-from tunesmith.models.scores import Rule, additive, from_rows, to_rows
+from tunesmith.models.scores import Rule, additive, from_rows, softmax, softmax_slope, to_rows
 from tunesmith.models.segments import Group
 from tunesmith.runtime import working_dtype
 
@@ -76,8 +76,7 @@ def _weights(
         scores_RHQK = scores_RHQK + bias_HQK
     if mask is not None:
         scores_RHQK = scores_RHQK + mask
-    # Autocast would make this softmax, and all that follows, float32; computed inside in float32 anyway.
-    return torch.softmax(scores_RHQK, -1, dtype=scores_RHQK.dtype).flatten(0, 1)
+    return softmax(scores_RHQK).flatten(0, 1)
 
 
 class _Attend(torch.autograd.Function):
@@ -99,8 +98,7 @@ class _Attend(torch.autograd.Function):
         heads, scaling = ctx.settings
         weights = _weights(q, k, bias, mask, heads, scaling)
         grad_v = torch.bmm(weights.transpose(1, 2), grad)
-        slope = torch.bmm(grad, v.transpose(1, 2))
-        slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, weights.dtype)
+        slope = softmax_slope(weights, torch.bmm(grad, v.transpose(1, 2)))
         grad_bias = slope.unflatten(0, (-1, heads)).sum(0) if ctx.needs_input_grad[3] else None
         slope = slope.mul_(scaling)
         grad_q, grad_k = torch.bmm(slope, k.transpose(1, 2)), torch.bmm(q.transpose(1, 2), slope)

@@ -71,10 +71,10 @@ def choose(logits_RV: torch.Tensor, numbers_R: torch.Tensor, decoding: Decoding)
 
 
 def _choose(logits_RV: torch.Tensor, numbers_R: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
-    highest_R1, likeliest_R1 = logits_RV.max(-1, keepdim=True)
+    highest_R1 = logits_RV.amax(-1, keepdim=True)
     weights_RV = (logits_RV - highest_R1).exp_()
     if decoding.temperature == 0:
-        tokens_R1 = likeliest_R1
+        tokens_R1 = logits_RV.argmax(-1, keepdim=True)
     elif decoding.temperature == 1 and not decoding.top_k and decoding.top_p == 1:
         tokens_R1 = _invert(weights_RV, numbers_R)
     else:

@@ -23,21 +23,27 @@ PROBE_ROWS = 4
 
 
 @dataclass(slots=True)
-class Recipe:
-    """`make(*parts)` gives a tensor again from others that are kept for the backward pass anyway. It is made for the
-    first who asks and held until as many as `expected` have asked."""
+class Remake:
+    """Makes a tensor again, for the first who asks, and holds it until as many as `expected` have asked."""
 
     make: Callable[..., torch.Tensor]
-    parts: tuple[torch.Tensor, ...]
     expected: int = 0
     made: torch.Tensor | None = None
 
     def give(self, *parts: torch.Tensor) -> torch.Tensor:
-        """The tensor, from its parts as autograd kept them."""
         x = self.make(*parts) if self.made is None else self.made
         self.expected -= 1
         self.made = x if self.expected > 0 else None
         return x
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`again.give(*parts)` gives a tensor again from others that are kept for the backward pass anyway. The parts are
+    autograd's to keep, so that checkpointing can let them go; who waits for the backward pass keeps `again` alone."""
+
+    again: Remake
+    parts: tuple[torch.Tensor, ...]
 
 
 def find_recipe(x: torch.Tensor) -> Recipe | None:
@@ -46,7 +52,7 @@ def find_recipe(x: torch.Tensor) -> Recipe | None:
 
 
 def _with_recipe(x: torch.Tensor, make: Callable[..., torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
-    vars(x)["recipe"] = Recipe(make, tuple(part.detach() for part in parts))
+    vars(x)["recipe"] = Recipe(Remake(make), tuple(part.detach() for part in parts))
     return x
 
 
@@ -103,20 +109,24 @@ def _gate(module: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 @kernel
 def _silu_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return F.silu(a) * b
+    return F.silu(a).mul_(b)
 
 
 @kernel
 def _silu_product_slopes(a: torch.Tensor, b: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.ops.aten.silu_backward(grad * b, a), F.silu(a) * grad
+    return torch.ops.aten.silu_backward(grad * b, a), F.silu(a).mul_(grad)
 
 
 @kernel
-def _normalised_slope(
-    x: torch.Tensor, weight_D: torch.Tensor, inverse: torch.Tensor, grad: torch.Tensor
-) -> torch.Tensor:
-    n, slope = x.float() * inverse, grad.float() * weight_D.float()
-    return ((slope - n * (slope * n).mean(-1, keepdim=True)) * inverse).to(x.dtype)
+def _normalised_slopes(
+    x: torch.Tensor, weight_D: torch.Tensor, inverse: torch.Tensor, grad: torch.Tensor, wants_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    n = x.float().mul_(inverse)
+    grad = grad.float()
+    grad_weight = (grad * n).flatten(0, -2).sum(0).to(weight_D.dtype) if wants_weight else None
+    slope = grad * weight_D.float()
+    slope.sub_(n.mul_((slope * n).mean(-1, keepdim=True))).mul_(inverse)
+    return slope.to(x.dtype), grad_weight
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -134,11 +144,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight_D, inverse = ctx.saved_tensors
-        slope = _normalised_slope(x, weight_D, inverse, grad) if ctx.needs_input_grad[0] else None
-        grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = (grad.float() * (x.float() * inverse)).flatten(0, -2).sum(0).to(weight_D.dtype)
-        return slope, grad_weight, None
+        return *_normalised_slopes(x, weight_D, inverse, grad, ctx.needs_input_grad[1]), None
 
 
 class _Gated(torch.autograd.Function):

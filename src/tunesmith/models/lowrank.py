@@ -159,14 +159,14 @@ def _remember(ctx, x, frozen, scaling, recipe, tensors):  # type: ignore[no-unty
     """What `_gradients` needs, and further tensors in front of it."""
     ctx.save_for_backward(*tensors, *([x] if recipe is None else recipe.parts))
     if recipe is not None:
-        recipe.expected += 1
-    ctx.recipe, ctx.frozen, ctx.scaling = recipe, frozen, scaling
+        recipe.again.expected += 1
+    ctx.again, ctx.frozen, ctx.scaling = None if recipe is None else recipe.again, frozen, scaling
     ctx.shape, ctx.dtype = x.shape, x.dtype
 
 
 def _gradients(ctx, g_TO, a_RI, b_OR, low_TR, parts):  # type: ignore[no-untyped-def]
     """Of x, W, b, A and B, from the gradient of x W^T + s (x A^T) B^T."""
-    x = parts[0] if ctx.recipe is None else ctx.recipe.give(*parts).to(ctx.dtype)
+    x = parts[0] if ctx.again is None else ctx.again.give(*parts).to(ctx.dtype)
     x_TI = x.reshape(-1, ctx.shape[-1])
     back_TR = (g_TO @ b_OR) * ctx.scaling
     grad_x = None

@@ -102,11 +102,12 @@ def _weights(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, rule: 
         scores = torch.bmm(q * rule.scaling, k)
     else:
         scores = torch.baddbmm(mask, q, k, alpha=rule.scaling)
-    return _softmax(scores)
+    return softmax(scores)
 
 
 @kernel
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension, in the type of the scores."""
     # Computed inside in float32 anyway. Without a type autocast would leave it, and all that follows, in that; on a CPU
     # it takes two thirds of the time in it, there and back.
     inside = torch.float32 if scores.device.type == "cpu" else scores.dtype
@@ -114,7 +115,8 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
 
 
 @kernel
-def _softmax_slope(weights: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+def softmax_slope(weights: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """P (g - sum(g P)), the gradient of the scores from that of the weights P."""
     return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
 
 
@@ -138,7 +140,7 @@ class _Attend(torch.autograd.Function):
         # The small one of the two is turned, not the weights.
         grad_v = torch.bmm(grad.transpose(1, 2), weights).transpose(1, 2)
         # Scaled where it is smallest: dS is linear in v.
-        slope = _softmax_slope(weights, torch.bmm(grad, (v * ctx.rule.scaling).transpose(1, 2)))
+        slope = softmax_slope(weights, torch.bmm(grad, (v * ctx.rule.scaling).transpose(1, 2)))
         return torch.bmm(slope, k.transpose(1, 2)), torch.bmm(q.transpose(1, 2), slope), grad_v, None, None
 
 
