@@ -21,13 +21,15 @@ from rich.table import Table
 
 @dataclass
 class Result:
-    """What a contestant says of itself. `seen` is a digest of all that it was given to learn, step by step."""
+    """What a contestant says of itself. `seen` is a digest of all that it was given to learn, step by step, and `made`
+    of what it wrote, where those whose losses are compared must write the same."""
 
     losses: list[float]
     tokens: int
     seconds: float
     peak_bytes: int
     seen: str
+    made: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -167,6 +169,9 @@ def _judge(job: Job, results: dict[str, list[Result]], console: Console) -> int:
     console.print("all contestants were given the same rows in the same order")
     if not set(job.alike) <= results.keys():
         return 0
+    if len({one.made for name in job.alike for one in results[name]}) != 1:
+        console.print("FAILED: the contestants did not write the same")
+        return 1
     ours, theirs = (results[name][0].losses for name in job.alike)
     apart = max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True))
     console.print(f"{len(ours)} losses of {' and '.join(job.alike)}: from {ours[0]:.5f} to {ours[-1]:.5f}, ", end="")

@@ -3,8 +3,8 @@ every answer exactly as long (nothing stops early).
 
     python benchmarks/sampling.py [--repeats 3] [--only NAME,NAME] [--json FILE]
 
-Only tunesmith returns log-probabilities; no one is asked to. What must agree, in float32, is the mean surprise
-(negative log-probability, nats) of the likeliest answers to the first prompts.
+Only tunesmith returns log-probabilities; no one is asked to. What must agree, in float32, are the likeliest answers to
+the first prompts: their ids, and the mean surprise (negative log-probability, nats) of each.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
         start = time.perf_counter()
         made = sample(network, prompts, Decoding(ANSWER, temperature=1.0), kind, NUM_ANSWERS)
         seconds = time.perf_counter() - start
+    likeliest = [list(answers[0].ids) for answers in greedy]
     surprises = [-sum(answers[0].logprobs) / GREEDY_TOKENS for answers in greedy]
-    return measured([len(answer.ids) for answers in made for answer in answers], seconds, surprises)
+    counts = [len(answer.ids) for answers in made for answer in answers]
+    return measured(prompts, counts, seconds, likeliest, surprises)
 
 
 def run_transformers(per_call: int, attention: str, dtype: str, work: Path) -> Result:
@@ -92,14 +94,18 @@ def run_transformers(per_call: int, attention: str, dtype: str, work: Path) -> R
         made = answer(prompts[first : first + per_call], ANSWER, **drawing)
         counts += [ANSWER] * len(made)
     seconds = time.perf_counter() - start
-    return measured(counts, seconds, (-logprobs.mean((1, 2))).tolist())
+    return measured(prompts, counts, seconds, likeliest.tolist(), (-logprobs.mean((1, 2))).tolist())
 
 
-def measured(counts: list[int], seconds: float, surprises: list[float]) -> Result:
+def measured(
+    prompts: list[list[int]], counts: list[int], seconds: float, likeliest: list[list[int]], surprises: list[float]
+) -> Result:
     from tunesmith.runtime import peak_memory
 
-    seen = hashlib.sha256(json.dumps(counts).encode()).hexdigest()
-    return Result(surprises, sum(counts), seconds, peak_memory(torch.device("cpu")), seen)
+    seen, made = (
+        hashlib.sha256(json.dumps(what).encode()).hexdigest() for what in ([sorted(prompts), counts], likeliest)
+    )
+    return Result(surprises, sum(counts), seconds, peak_memory(torch.device("cpu")), seen, made)
 
 
 def ours(name: str, note: str, dtype: str) -> Contestant:
