@@ -73,6 +73,7 @@ def configure(start: Path, data: Path, given: argparse.Namespace, seed: int, out
 def train_theirs(start: Path, parts: Split, given: argparse.Namespace, seed: int, output: Path) -> Path:
     from datasets import Dataset
     from datasets.utils import disable_progress_bars
+    from peer import TRL
     from trl import RewardConfig as TrlConfig
     from trl import RewardTrainer
 
@@ -86,7 +87,6 @@ def train_theirs(start: Path, parts: Split, given: argparse.Namespace, seed: int
         model=AutoModelForSequenceClassification.from_pretrained(start, dtype=torch.float32),
         args=TrlConfig(
             output_dir=str(output),
-            num_train_epochs=given.epochs,
             per_device_train_batch_size=PROMPTS * 6,
             learning_rate=given.rate,
             warmup_steps=WARMUP,
@@ -95,13 +95,8 @@ def train_theirs(start: Path, parts: Split, given: argparse.Namespace, seed: int
             disable_dropout=False,
             gradient_checkpointing=False,
             bf16=False,
-            use_cpu=True,
             seed=seed,
-            max_length=None,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            **TRL | {"num_train_epochs": given.epochs, "train_sampling_strategy": "random"},
         ),
         train_dataset=Dataset.from_list(pairs),
         processing_class=AutoTokenizer.from_pretrained(start),
