@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -28,6 +28,16 @@ class Desk:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("dialog", lambda dialog: (self.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         return page
+
+    def intercept(self, address: str, answer: Callable[[Route], None]) -> None:
+        """From now on `answer` decides what becomes of requests to `address`.
+
+        The page is loaded again: in Chromium, one that is there already learns of this a moment later than the test
+        goes on, so that its next request may still pass.
+        """
+        self.page.route(address, answer)
+        self.page.reload()
+        self.wait()
 
     # Seeing
 

@@ -353,7 +353,7 @@ def test_an_answer_that_was_lost_on_the_way_back_is_kept_once(room: Room) -> Non
     room.may_complain = True
     fill(room.house.store, 2)
     ann = room.desk("ann")
-    item, seen = ann.item(), []
+    seen: list[str] = []
 
     def lose_the_answer(route: Any) -> None:
         seen.append(route.request.post_data_json["key"])
@@ -363,7 +363,8 @@ def test_an_answer_that_was_lost_on_the_way_back_is_kept_once(room: Room) -> Non
         else:
             route.continue_()
 
-    ann.page.route("**/api/rankings", lose_the_answer)
+    ann.intercept("**/api/rankings", lose_the_answer)
+    item = ann.item()
     ann.press("a", "Control+Enter")
     ann.wait_for_other(item)
     assert len(seen) == 2
