@@ -33,7 +33,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "model": "minilm-l6",
         "data": "vader-tweets",
         "task": "regression",
-        "baselines": ["mean"],
+        "baselines": ["majority", "tf-idf"],
         "num_train_epochs": 2,
         "max_train_samples": 320,
         "max_validation_samples": 160,

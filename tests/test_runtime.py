@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from tunesmith.runtime import MOST_KERNELS
+
 FAULTS = """
 import resource, torch
-from tunesmith.runtime import keep_freed_memory
+from tunesmith.runtime import prepare_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -19,7 +21,7 @@ def faults():
 
 faults()
 usual = faults()
-keep_freed_memory()
+prepare_memory()
 faults()
 print(usual, faults())
 """
@@ -34,3 +36,30 @@ def test_freed_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     if usual < 1000:
         pytest.skip("this system's allocator keeps freed memory anyway")
     assert kept < usual / 10
+
+
+KERNELS = """
+import sys, torch
+from tunesmith.runtime import current_memory, prepare_memory
+
+if sys.argv[1] == "prepared":
+    prepare_memory()
+weight = torch.ones(256, 256, dtype=torch.bfloat16)
+torch.nn.functional.linear(weight, weight)
+before = current_memory(torch.device("cpu"))
+for size in range(257, 757):
+    torch.nn.functional.linear(torch.ones(size, 256, dtype=torch.bfloat16), weight)
+print(current_memory(torch.device("cpu")) - before)
+"""
+
+
+def test_kernels_for_sizes_that_do_not_come_again_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in MOST_KERNELS:
+        monkeypatch.delenv(name, raising=False)
+    grown = {}
+    for way in ("usual", "prepared"):
+        done = subprocess.run([sys.executable, "-c", KERNELS, way], capture_output=True, text=True, check=True)
+        grown[way] = int(done.stdout)
+    if grown["usual"] < 50e6:
+        pytest.skip("no kernels are made for bfloat16 on this chip")
+    assert grown["prepared"] < grown["usual"] / 2

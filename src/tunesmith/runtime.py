@@ -53,8 +53,10 @@ def choose_precision(wanted: Precision, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+@cache
 def _cpu_multiplies_bf16_faster() -> bool:
     """Times one product of each kind: chips that emulate bfloat16 are several times slower with it."""
+    prepare_memory()  # these products are mostly the first
     seconds = {dtype: _time_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
@@ -124,12 +126,23 @@ def available_memory(device: torch.device) -> int:
 # glibc's numbers for mallopt, and the most bytes that it may hold back when they are freed.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT, LARGE = 2**28, 2**25
+# How many kernels, each compiled for one shape of operands, are kept by oneDNN and by torch's own list of them (one in
+# each thread). Some 0.5 MB each: with the 1,024 that both keep unless told, a run over batches of unlike size holds
+# twice the memory, and is no faster (docs/log.md).
+MOST_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "64"}
 
 
 @cache
-def keep_freed_memory() -> None:
-    """Lets glibc keep some freed memory, unless the environment tells it what to do: a step asks for the same again,
-    and pages that the system has taken back and cleared meanwhile cost more than the arithmetic on them."""
+def prepare_memory() -> None:
+    """Sets, before anything is computed, how much of what is no longer needed is kept; what the environment says of
+    it stands.
+
+    Kernels: few, since most are for a shape that does not come again. Freed memory: glibc keeps some, since a step asks
+    for the same again, and pages that the system has taken back and cleared meanwhile cost more than the arithmetic on
+    them.
+    """
+    for name, number in MOST_KERNELS.items():
+        os.environ.setdefault(name, number)
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:

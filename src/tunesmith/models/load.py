@@ -44,7 +44,7 @@ from tunesmith.models.template import check_template
 from tunesmith.models.weights import fingerprint, read_json, refuse_broken
 from tunesmith.models.wrap import identify, merge
 from tunesmith.records import JUDGED, Task
-from tunesmith.runtime import keep_freed_memory
+from tunesmith.runtime import prepare_memory
 
 # Used, and saved with the run, when a base model brings no chat template: plain text that any
 # tokenizer can express, one blank line between question and answer, end-of-text after each answer,
@@ -204,7 +204,7 @@ def load_network(name: str, task: Task, class_names: Sequence[str] = (), dtype: 
     Raises:
         InputError: unknown model, or one that cannot do the task, or weights that do not fit it.
     """
-    keep_freed_memory()
+    prepare_memory()
     source = resolve_model(name)
     base = find_base(source, name)
     refuse_unfit(load_config(base, name), task, name)
