@@ -23,6 +23,8 @@ MOST_TRACED = 4
 # Of a process that computes, beyond what it holds before: pages of torch's kernels, buffers of matrix products, and
 # pieces that glibc keeps between batches of unlike size. 99 to 140 MB over seven methods on Linux (docs/log.md).
 KERNELS = 115e6
+# With products in bfloat16 further: the kernels that oneDNN compiles and keeps (`runtime.MOST_KERNELS`), 0.45 MB each.
+COMPILED = 60e6
 # Keys of a relief that are told; the dial stands for its parts.
 TOLD = ("memory", "per_device_train_batch_size", "gradient_accumulation_steps", "quantization")
 
@@ -95,7 +97,8 @@ def _foresee(
     needs = _find_needs(config, method, examples, rows, plan)
     base = 0
     if target.holds_interpreter:  # its memory is the process's
-        base = target.base or current_memory(target.device) + int(KERNELS)
+        kernels = KERNELS + (COMPILED if plan.dtype == torch.bfloat16 else 0)
+        base = target.base or current_memory(target.device) + int(kernels)
     found = forecast(needs, rows, plan, target.pace)
     memory = replace(found.memory, base=base, prefix=0 if target.holds_interpreter else found.store)
     weights = memory.parameters if method.saving.whole else needs.checkpoint // 3
