@@ -47,10 +47,11 @@ ALIASES: dict[str, str] = {
 }
 
 # What `memory` sets where it is not given: one column a position of the dial, one row a part.
-MEMORY_DIALS: tuple[str, ...] = ("balanced", "low")
+MEMORY_DIALS: tuple[str, ...] = ("speed", "balanced", "low")
 MEMORY_PARTS: dict[str, tuple[Any, ...]] = {
-    "gradient_checkpointing": (False, True),
-    "optim": ("adamw", "adamw_8bit"),
+    "recompute": (False, True, True),
+    "gradient_checkpointing": (False, False, True),
+    "optim": ("adamw", "adamw", "adamw_8bit"),
 }
 
 # On the command line: `--key true` or `--key false`, since a dial may have set it.
@@ -267,10 +268,15 @@ class TrainingConfig(DataConfig):
         ge=0,
         description="Weight of log(sum(exp(logits)))^2, added to the loss; PaLM took 1e-4. For tasks with a softmax.",
     )
-    memory: Literal["balanced", "low"] = Field(
-        "balanced", description="low: less memory for more time; sets gradient_checkpointing and optim where not given."
+    memory: Literal["speed", "balanced", "low"] = Field(
+        "balanced",
+        description="low: less memory for more time, speed: more memory for less time; sets recompute, "
+        "gradient_checkpointing and optim where not given.",
     )
     report_to: Names = Field((), description="Trackers that get the numbers too: tensorboard, trackio, wandb, mlflow.")
+    recompute: Switch = Field(
+        True, description="Attention weights, norms and gates are made again in the backward pass instead of kept."
+    )
     gradient_checkpointing: Switch = Field(
         False, description="Blocks keep their inputs alone and run again in the backward pass."
     )
@@ -319,8 +325,8 @@ class TrainingConfig(DataConfig):
     @model_validator(mode="before")
     @classmethod
     def _set_by_memory(cls, values: dict[str, Any]) -> dict[str, Any]:
-        dial = values.get("memory", MEMORY_DIALS[0])
-        column = MEMORY_DIALS.index(dial) if dial in MEMORY_DIALS else 0
+        dial = values.get("memory")
+        column = MEMORY_DIALS.index(dial if dial in MEMORY_DIALS else "balanced")
         return {key: settings[column] for key, settings in MEMORY_PARTS.items()} | values
 
 

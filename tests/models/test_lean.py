@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
-from tunesmith.models.lean import Remake, find_recipe, use_lean_layers
+from tunesmith.models.lean import use_lean_layers
 from tunesmith.models.lowrank import fuse
+from tunesmith.models.recompute import Remake, find_recipe
 
 
 def is_lean(module: nn.Module) -> bool:

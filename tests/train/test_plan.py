@@ -146,7 +146,7 @@ soaked = partial(pytest.param, marks=pytest.mark.soak)
 PLANNED = [("llama", "lora"), ("bert", "full"), soaked("llama", "full"), soaked("bert", "bitfit")]
 
 
-@pytest.mark.parametrize("memory", ["balanced", "low"])
+@pytest.mark.parametrize("memory", ["speed", "balanced", "low"])
 @pytest.mark.parametrize(("kind", "method"), PLANNED)
 def test_memory_is_what_torch_allocates(kind: str, method: str, memory: str, folders: dict[str, Path]) -> None:
     """The highest sum of what torch's profiler saw come and go in a step and its update, weights and states apart."""

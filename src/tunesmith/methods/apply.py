@@ -16,6 +16,7 @@ from tunesmith.models.kernels import set_compile
 from tunesmith.models.layers import find_layers
 from tunesmith.models.load import Network, settle_precision
 from tunesmith.models.quantized import quantize_base
+from tunesmith.models.recompute import set_recompute
 from tunesmith.train.loop import trainable
 from tunesmith.train.optim import Rate
 
@@ -48,6 +49,7 @@ def put_under(
     settle_precision(network, dtype, getattr(torch, config.weights_dtype))
     place(network)
     set_compile(config.compile, network.model.device)
+    set_recompute(config.recompute)
     use_row_gradients(network.model)
     if config.gradient_checkpointing:
         checkpoint_blocks(network)

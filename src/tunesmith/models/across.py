@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from tunesmith.models.dropout import dropout
+from tunesmith.models.recompute import kept
 from tunesmith.models.scores import Rule, additive, from_rows, softmax, softmax_slope, to_rows
 from tunesmith.models.segments import Group
 from tunesmith.runtime import working_dtype
@@ -80,7 +81,7 @@ def _weights(
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(s q k + bias + mask) v that keeps what it is given, and computes the weights again.
+    """softmax(s q k + bias + mask) v that keeps what it is given, and computes the weights again unless they are kept.
 
     With P the weights and g the gradient of the output: dv = P^T g, dP = g v^T, dS = P (dP - sum(dP P)),
     dq = s dS k^T, dk = s q^T dS, and the bias, which all rows share, gets the sum of dS over rows.
@@ -88,15 +89,16 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, bias, mask, heads, scaling):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-        ctx.save_for_backward(q, k, v, bias, mask)
+        weights = _weights(q, k, bias, mask, heads, scaling)
+        ctx.save_for_backward(q, k, v, bias, mask, kept(weights))
         ctx.settings = heads, scaling
-        return torch.bmm(_weights(q, k, bias, mask, heads, scaling), v)
+        return torch.bmm(weights, v)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, bias, mask = ctx.saved_tensors
+        q, k, v, bias, mask, weights = ctx.saved_tensors
         heads, scaling = ctx.settings
-        weights = _weights(q, k, bias, mask, heads, scaling)
+        weights = _weights(q, k, bias, mask, heads, scaling) if weights is None else weights
         grad_v = torch.bmm(weights.transpose(1, 2), grad)
         slope = softmax_slope(weights, torch.bmm(grad, v.transpose(1, 2)))
         grad_bias = slope.unflatten(0, (-1, heads)).sum(0) if ctx.needs_input_grad[3] else None

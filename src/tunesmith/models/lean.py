@@ -1,6 +1,6 @@
 """Layers of decoders that keep less for the backward pass: the norm its input instead of a float32 copy,
-the gated unit its two inputs instead of three tensors. What is missing is computed again. Their outputs carry
-a recipe, so that who would keep them (a LoRA layer) can keep nothing and make them again too.
+the gated unit its two inputs instead of three tensors. What is missing is computed again, by who keeps their
+outputs too (`recompute.py`).
 
 The layers of a class are replaced only after one of them has given the same output as its replacement on a
 random input, so a model family that computes otherwise under the same names keeps its own.
@@ -8,8 +8,6 @@ random input, so a model family that computes otherwise under the same names kee
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -18,42 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tunesmith.models.kernels import kernel
+from tunesmith.models.recompute import with_recipe
 
 PROBE_ROWS = 4
-
-
-@dataclass(slots=True)
-class Remake:
-    """Makes a tensor again, for the first who asks, and holds it until as many as `expected` have asked."""
-
-    make: Callable[..., torch.Tensor]
-    expected: int = 0
-    made: torch.Tensor | None = None
-
-    def give(self, *parts: torch.Tensor) -> torch.Tensor:
-        x = self.make(*parts) if self.made is None else self.made
-        self.expected -= 1
-        self.made = x if self.expected > 0 else None
-        return x
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """`again.give(*parts)` gives a tensor again from others that are kept for the backward pass anyway. The parts are
-    autograd's to keep, so that checkpointing can let them go; who waits for the backward pass keeps `again` alone."""
-
-    again: Remake
-    parts: tuple[torch.Tensor, ...]
-
-
-def find_recipe(x: torch.Tensor) -> Recipe | None:
-    """How this very tensor can be made again, where a lean layer made it."""
-    return getattr(x, "recipe", None)
-
-
-def _with_recipe(x: torch.Tensor, make: Callable[..., torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
-    vars(x)["recipe"] = Recipe(Remake(make), tuple(part.detach() for part in parts))
-    return x
 
 
 def use_lean_layers(model: nn.Module) -> None:
@@ -89,7 +54,7 @@ def _gives_the_same(module: Any, forward: Any) -> bool:
 def _norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
     epsilon = module.variance_epsilon
     out: torch.Tensor = _RMSNorm.apply(hidden, module.weight, epsilon)  # type: ignore[no-untyped-call]
-    return _with_recipe(out, lambda x, weight_D: _normalise(x, weight_D, epsilon)[0], hidden, module.weight)
+    return with_recipe(out, lambda x, weight_D: _normalise(x, weight_D, epsilon)[0], hidden, module.weight)
 
 
 @kernel
@@ -103,7 +68,7 @@ def _normalise(x: torch.Tensor, weight_D: torch.Tensor, epsilon: float) -> tuple
 def _gate(module: Any, hidden: torch.Tensor) -> torch.Tensor:
     a, b = module.gate_proj(hidden), module.up_proj(hidden)
     gated: torch.Tensor = _Gated.apply(a, b)  # type: ignore[no-untyped-call]
-    out: torch.Tensor = module.down_proj(_with_recipe(gated, _silu_product, a, b))
+    out: torch.Tensor = module.down_proj(with_recipe(gated, _silu_product, a, b))
     return out
 
 

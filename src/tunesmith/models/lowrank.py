@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tunesmith.models.layers import matrix_of
-from tunesmith.models.lean import find_recipe
 from tunesmith.models.quantized import PACKED
+from tunesmith.models.recompute import find_recipe
 from tunesmith.runtime import working_dtype
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tunesmith.models.dropout import dropout
 from tunesmith.models.kernels import kernel
+from tunesmith.models.recompute import kept
 from tunesmith.models.segments import Group, pad, unpad
 from tunesmith.runtime import working_dtype
 
@@ -121,7 +122,8 @@ def softmax_slope(weights: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(s q k + mask) v that keeps q, k and v, and computes the weights, the largest tensor here, again.
+    """softmax(s q k + mask) v that keeps q, k and v, and computes the weights, the largest tensor here, again unless
+    they are kept.
 
     With P the weights and g the gradient of the output: dv = P^T g, dP = s g v^T, dS = P (dP - sum(dP P)),
     dq = dS k^T, dk = q^T dS.
@@ -129,14 +131,15 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, mask, rule):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(q, k, v, mask)
+        weights = _weights(q, k, mask, rule)
+        ctx.save_for_backward(q, k, v, mask, kept(weights))
         ctx.rule = rule
-        return torch.bmm(_weights(q, k, mask, rule), v)
+        return torch.bmm(weights, v)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        q, k, v, mask = ctx.saved_tensors
-        weights = _weights(q, k, mask, ctx.rule)
+        q, k, v, mask, weights = ctx.saved_tensors
+        weights = _weights(q, k, mask, ctx.rule) if weights is None else weights
         # The small one of the two is turned, not the weights.
         grad_v = torch.bmm(grad.transpose(1, 2), weights).transpose(1, 2)
         # Scaled where it is smallest: dS is linear in v.

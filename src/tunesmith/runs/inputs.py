@@ -36,7 +36,7 @@ FREE = {
     "report_to",
 }
 # And what changes no bit, or stands in the parts it sets.
-FREE |= {"gradient_checkpointing", "memory", "force"}
+FREE |= {"gradient_checkpointing", "recompute", "memory", "force"}
 # Keys whose content is compared, or what was chosen for them, and not the words.
 COMPARED_OTHERWISE = {"model", "data", "eval_data", "columns", "task", "device", "precision", "learning_rate"}
 COMPARED_OTHERWISE |= {
