@@ -73,6 +73,7 @@ def run_tunesmith(method: str, dtype: str, memory: str, work: Path) -> Result:
     from tunesmith.models.checkpointing import checkpoint_blocks
     from tunesmith.models.load import load_network, settle_precision
     from tunesmith.models.prefix import cached_prefix
+    from tunesmith.models.recompute import set_recompute
     from tunesmith.records import TokenizedExample
     from tunesmith.train.step import Plan
 
@@ -87,6 +88,7 @@ def run_tunesmith(method: str, dtype: str, memory: str, work: Path) -> Result:
     settle_precision(network, kind)
     if memory == "low":
         checkpoint_blocks(network)
+    set_recompute(memory != "speed")
     optim: Any = "adamw_8bit" if memory == "low" else "adamw"
     plan = Plan(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, dtype=kind, optim=optim)
     record = Record()
@@ -168,6 +170,7 @@ def contestants(method: str) -> tuple[Contestant, ...]:
     return (
         ours("tunesmith", "its defaults where the chip has bfloat16", "bfloat16"),
         ours("tunesmith-low", "memory low: checkpointing, states in 8 bits", "bfloat16", "low"),
+        ours("tunesmith-speed", "memory speed: nothing is made again", "bfloat16", "speed"),
         trl("trl", "its defaults: bf16 autocast, checkpointing", {}, "bfloat16"),
         trl("trl-no-ckpt", "without checkpointing", NO_CKPT, "bfloat16"),
         *small,
