@@ -1,4 +1,4 @@
-"""What holds for every test: no hub, the same random numbers, one thread to each of two workers.
+"""What holds for every test: no hub, the same random numbers, one thread to each of two workers, no deadlines.
 
 TUNESMITH_CACHE is left as it is: what the catalogue has fetched serves tests and demo alike.
 """
@@ -20,8 +20,12 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+# How long an example takes says what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
