@@ -170,7 +170,7 @@ def contestants(method: str) -> tuple[Contestant, ...]:
     return (
         ours("tunesmith", "its defaults where the chip has bfloat16", "bfloat16"),
         ours("tunesmith-low", "memory low: checkpointing, states in 8 bits", "bfloat16", "low"),
-        ours("tunesmith-speed", "memory speed: nothing is made again", "bfloat16", "speed"),
+        ours("tunesmith-speed", "memory speed: attention weights, norms, gates kept", "bfloat16", "speed"),
         trl("trl", "its defaults: bf16 autocast, checkpointing", {}, "bfloat16"),
         trl("trl-no-ckpt", "without checkpointing", NO_CKPT, "bfloat16"),
         *small,

@@ -128,7 +128,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT, LARGE = 2**28, 2**25
 # How many kernels, each compiled for one shape of operands, are kept by oneDNN and by torch's own list of them (one in
 # each thread). Some 0.5 MB each: with the 1,024 that both keep unless told, a run over batches of unlike size holds
-# twice the memory, and is no faster (docs/log.md).
+# twice the memory, for 2 % of its time (docs/log.md).
 MOST_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "64"}
 
 
