@@ -99,11 +99,11 @@ def test_a_look_alike_keeps_its_own() -> None:
 def test_what_several_layers_keep_is_made_again_once() -> None:
     made = []
     again = Remake(lambda x: made.append(1) or 2 * x, expected=2)
-    first, second = again.give(torch.ones(3)), again.give(torch.ones(3))
+    first, second = again.give(torch.float32, torch.ones(3)), again.give(torch.float32, torch.ones(3))
     assert torch.equal(first, second)
     assert len(made) == 1
     assert again.made is None, "nothing is held when all have asked"
-    again.give(torch.ones(3))
+    again.give(torch.float32, torch.ones(3))
     assert len(made) == 2, "whoever goes through a graph a second time gets it too"
 
 

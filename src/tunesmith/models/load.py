@@ -39,6 +39,7 @@ from tunesmith.models.heads import (
 )
 from tunesmith.models.hub import fetch_model
 from tunesmith.models.lean import use_lean_layers
+from tunesmith.models.linear import use_lean_linears
 from tunesmith.models.safety import ADAPTER_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, check_folder, has_weights
 from tunesmith.models.template import check_template
 from tunesmith.models.weights import fingerprint, read_json, refuse_broken
@@ -239,6 +240,7 @@ def use_our_layers(network: Network) -> None:
     network.model.set_attn_implementation(PACKED)
     use_cheap_dropout(network.model)
     use_lean_layers(network.model)
+    use_lean_linears(network.model)
     if network.model.config.is_encoder_decoder:
         seq2seq.settle_config(network.model.config)
         seq2seq.use_row_biases(network.model)

@@ -166,7 +166,7 @@ def _remember(ctx, x, frozen, scaling, recipe, tensors):  # type: ignore[no-unty
 
 def _gradients(ctx, g_TO, a_RI, b_OR, low_TR, parts):  # type: ignore[no-untyped-def]
     """Of x, W, b, A and B, from the gradient of x W^T + s (x A^T) B^T."""
-    x = parts[0] if ctx.again is None else ctx.again.give(*parts).to(ctx.dtype)
+    x = parts[0] if ctx.again is None else ctx.again.give(ctx.dtype, *parts)
     x_TI = x.reshape(-1, ctx.shape[-1])
     back_TR = (g_TO @ b_OR) * ctx.scaling
     grad_x = None

@@ -26,14 +26,15 @@ def kept(x: torch.Tensor) -> torch.Tensor | None:
 
 @dataclass(slots=True)
 class Remake:
-    """Makes a tensor again, for the first who asks, and holds it until as many as `expected` have asked."""
+    """Makes a tensor again in a type, for the first who asks, and holds it until as many as `expected` have asked; all
+    ask for the same type."""
 
     make: Callable[..., torch.Tensor]
     expected: int = 0
     made: torch.Tensor | None = None
 
-    def give(self, *parts: torch.Tensor) -> torch.Tensor:
-        x = self.make(*parts) if self.made is None else self.made
+    def give(self, dtype: torch.dtype, *parts: torch.Tensor) -> torch.Tensor:
+        x = self.make(*parts).to(dtype) if self.made is None else self.made
         self.expected -= 1
         self.made = x if self.expected > 0 else None
         return x
@@ -41,8 +42,9 @@ class Remake:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`again.give(*parts)` gives a tensor again from others that are kept for the backward pass anyway. The parts are
-    autograd's to keep, so that checkpointing can let them go; who waits for the backward pass keeps `again` alone."""
+    """`again.give(dtype, *parts)` gives a tensor again from others that are kept for the backward pass anyway. The
+    parts are autograd's to keep, so that checkpointing can let them go; who waits for the backward pass keeps `again`
+    alone."""
 
     again: Remake
     parts: tuple[torch.Tensor, ...]

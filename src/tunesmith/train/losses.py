@@ -169,7 +169,8 @@ def linear_cross_entropy_N(
 
     The vocabulary makes logits the largest tensor of a small model's step. They are made a chunk of rows
     at a time. With a frozen weight the gradient of the hidden states is made in the same go, since each
-    loss depends on its own row alone; with a trained one the chunks are made again on the way back.
+    loss depends on its own row alone; with a trained one the chunks are made again on the way back. Products are in
+    the type of the hidden states; a weight of another type is rounded to it each time, and no copy is kept.
     `softcap` c replaces a logit z by c*tanh(z/c) (Gemma 2).
     """
     losses: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -186,6 +187,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N, softcap, penalty, bias_V):  # type: ignore[no-untyped-def]  # noqa: PLR0913
         wants_hidden, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[5]
+        ctx.softcap, ctx.penalty = softcap, penalty
+        keeps = (hidden_ND, weight_VD, targets_N, bias_V)
+        weight_VD = weight_VD.to(hidden_ND.dtype)
         losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         grad_ND = torch.empty_like(hidden_ND) if wants_hidden and not wants_weight else None
         for rows in _chunks(hidden_ND, weight_VD):
@@ -193,11 +197,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses_N[rows] = loss
             if grad_ND is not None:
                 torch.mm(slope_CV.to(weight_VD.dtype), weight_VD, out=grad_ND[rows])
-        ctx.softcap, ctx.penalty = softcap, penalty
-        if grad_ND is None:
-            ctx.save_for_backward(hidden_ND, weight_VD, targets_N, bias_V)
-        else:
-            ctx.save_for_backward(grad_ND)
+        ctx.save_for_backward(*(keeps if grad_ND is None else (grad_ND,)))
         return losses_N
 
     @staticmethod
@@ -206,6 +206,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (grad_ND,) = ctx.saved_tensors
             return grad_ND * upstream_N[:, None].to(grad_ND.dtype), None, None, None, None, None
         hidden_ND, weight_VD, targets_N, bias_V = ctx.saved_tensors
+        of_weight, weight_VD = weight_VD.dtype, weight_VD.to(hidden_ND.dtype)
         grad_ND, grad_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
         grad_V = None if bias_V is None else torch.zeros_like(bias_V)
         for rows in _chunks(hidden_ND, weight_VD):
@@ -215,7 +216,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_VD.addmm_(slope_CV.T, hidden_ND[rows])
             if grad_V is not None:
                 grad_V += slope_CV.sum(0)
-        return grad_ND, grad_VD, None, None, None, grad_V
+        return grad_ND, grad_VD.to(of_weight), None, None, None, grad_V
 
 
 def _chunks(hidden_ND: torch.Tensor, weight_VD: torch.Tensor) -> list[slice]:

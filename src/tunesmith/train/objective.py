@@ -97,8 +97,8 @@ def losses_from_hidden_N(
     dtype = working_dtype(hidden_ND)
     if head.enter is not None:
         hidden_ND = head.enter(hidden_ND)
-    weight_VD, bias_V = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
-    return linear_cross_entropy_N(hidden_ND.to(dtype), weight_VD, targets_N, head.softcap, penalty, bias_V)
+    bias_V = None if head.bias is None else head.bias.to(dtype)
+    return linear_cross_entropy_N(hidden_ND.to(dtype), head.weight, targets_N, head.softcap, penalty, bias_V)
 
 
 def preference_losses(
