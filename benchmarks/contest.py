@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from tunesmith.__main__ import NO_LISTS, TUNABLES
 
 
 @dataclass
@@ -129,7 +132,9 @@ def _choose(job: Job, only: str) -> list[Contestant]:
 
 def _run_child(job: Job, one: Contestant, work: str) -> Result:
     command = [sys.executable, sys.argv[0], "--job", job.name, "--child", one.name, "--work", work]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # As our command begins; peers begin as they do.
+    environment = os.environ | ({TUNABLES: NO_LISTS} if one.is_ours else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{one.name} failed:\n{done.stderr[-3000:]}")
     return Result(**json.loads(done.stdout.strip().splitlines()[-1]))

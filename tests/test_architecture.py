@@ -18,6 +18,7 @@ Sources = Mapping[str, str]
 """Python text by module name: {"tunesmith.data.pack": "..."}; a package stands under its own name."""
 
 LEVELS = (
+    ("__main__",),
     ("cli",),
     ("commands",),
     ("api",),
