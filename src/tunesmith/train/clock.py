@@ -1,20 +1,21 @@
 """How long operations take on this machine: each is timed alone, and remembered in the cache folder.
 
-What else a machine does makes operations slower, never faster: an operation is tried again in later sessions, up to
-ENOUGH_TRIALS times in all, and the fastest counts. What is too large to be tried is taken at the rate of others of its
-kind.
+A training finds the numbers of most operations outside the core's own cache, so it is emptied before each run. What
+else a machine does comes and goes: an operation is tried again in later sessions, up to ENOUGH_TRIALS times in all, and
+the mean counts. What is too large to be tried is taken at the rate of others of its kind.
+
+Products on a CPU may be compiled for their shape, which nearly every batch has anew, so their first run counts too.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -25,15 +26,37 @@ from tunesmith.storage import write_json
 from tunesmith.train.trace import Operation, Spec, Work
 
 # A trial should not fill a small machine's memory, nor hold up its user.
-LARGEST_TRIAL_BYTES = 2**28
+LARGEST_TRIAL_BYTES = 2**29
 LARGEST_TRIAL_FLOPS = 4e10
 ENOUGH_TRIALS = 3
 REPEATS = 3
 LONG_ENOUGH = 0.1  # seconds of repeats
+# What is gone through between two repeats: several times what a core's own cache holds.
+OTHERS_BYTES = 2**24
 SMALLEST_RATED = 1e-4  # guessed seconds; below it the call itself weighs more than what it does
 # The way from Python through autograd to an operation and back, without its arithmetic.
 SECONDS_PER_CALL = 8e-6
 CACHE = "clock.json"
+# Trials of another kind, by an earlier version, are not mixed with these.
+KIND_OF_TRIAL = "cold"
+
+
+class Trial(NamedTuple):
+    """Mean seconds of an operation, how much longer its first run in a process takes, and from how many trials."""
+
+    seconds: float
+    first: float
+    count: int
+
+    def joined(self, seconds: float, first: float) -> Trial:
+        """With one more trial."""
+        count = self.count + 1
+        return Trial(
+            self.seconds + (seconds - self.seconds) / count, self.first + (first - self.first) / count, count
+        )
+
+
+NO_TRIAL = Trial(0.0, 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +80,10 @@ class Clock:
 
     def __init__(self, device: torch.device, patience: float = 10.0, path: Path | None = None) -> None:
         machine = describe_machine(device, torch.float32)
-        self._key = ", ".join(machine[part] for part in ("device", "threads", "torch"))
+        self._key = ", ".join([*(machine[part] for part in ("device", "threads", "torch")), KIND_OF_TRIAL])
         self._device, self._patience = device, patience
         self._path = path or cache_root() / CACHE
-        kept: dict[str, list[float]] = _read(self._path).get(self._key, {})
-        self._known = {name: seconds for name, (seconds, _) in kept.items()}
-        self._num_trials = {name: int(count) for name, (_, count) in kept.items()}
+        self._known = {name: Trial(*kept) for name, kept in _read(self._path).get(self._key, {}).items()}
         self._tried_now: set[str] = set()
         self._rates: dict[str, dict[str, float]] = {}
 
@@ -70,40 +91,39 @@ class Clock:
         """Of all operations in a work; the dearest are tried first."""
         listed = sorted(work, key=lambda pair: -pair[1] * _guess(pair[0]))
         # Those that were never tried come before the second trial of any.
-        for operation, _ in sorted(listed, key=lambda pair: self._num_trials.get(pair[0].name, 0)):
+        for operation, _ in sorted(listed, key=lambda pair: self._known.get(pair[0].name, NO_TRIAL).count):
             self._try(operation)
         for operation, _ in listed:
             self._note_rate(operation)
-        return sum(count * self._estimate(op) for op, count in listed) + work.num_calls * SECONDS_PER_CALL
+        first = sum(self._known[op.name].first for op, _ in listed if op.flops and op.name in self._known)
+        return sum(count * self._estimate(op) for op, count in listed) + first + work.num_calls * SECONDS_PER_CALL
 
     def save(self) -> None:
         """Remembers the trials for the next time."""
         if self._tried_now:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {name: [seconds, self._num_trials[name]] for name, seconds in self._known.items()}
-            write_json(self._path, _read(self._path) | {self._key: kept})
+            write_json(self._path, _read(self._path) | {self._key: self._known})
 
     def _try(self, operation: Operation) -> None:
         name = operation.name
-        is_known_well = name in self._tried_now or self._num_trials.get(name, 0) >= ENOUGH_TRIALS
+        is_known_well = name in self._tried_now or self._known.get(name, NO_TRIAL).count >= ENOUGH_TRIALS
         if is_known_well or self._patience <= 0 or not _can_be_tried(operation):
             return
         started = time.perf_counter()
         self._tried_now.add(name)
         try:
-            seconds = _time(operation, self._device)
+            taken = _time(operation, self._device)
         except (
             RuntimeError
         ):  # torch pretends wrongly now and then: bfloat16 moments of a float32 norm, which no CPU takes
             return
-        self._known[name] = min(seconds, self._known.get(name, math.inf))
-        self._num_trials[name] = self._num_trials.get(name, 0) + 1
+        self._known[name] = self._known.get(name, NO_TRIAL).joined(*taken)
         self._patience -= time.perf_counter() - started
 
     def _note_rate(self, operation: Operation) -> None:
         name = operation.name
         if name in self._known and _guess(operation) > SMALLEST_RATED:
-            rate = self._known[name] / _guess(operation)
+            rate = self._known[name].seconds / _guess(operation)
             self._rates.setdefault(str(operation.func), {})[name] = rate
             self._rates.setdefault(_kind(operation), {})[name] = rate
 
@@ -111,7 +131,7 @@ class Clock:
         """Where it was not tried: as much slower than guessed as others of its function are, or of its kind."""
         known = self._known.get(operation.name)
         if known is not None:
-            return known
+            return known.seconds
         rates = self._rates.get(str(operation.func)) or self._rates.get(_kind(operation)) or {"": 1.0}
         return statistics.median(rates.values()) * _guess(operation)
 
@@ -130,11 +150,13 @@ def _can_be_tried(operation: Operation) -> bool:
 
 
 @torch.inference_mode()
-def _time(operation: Operation, device: torch.device) -> float:
-    """The median of a few runs on numbers drawn at random, after one that does not count."""
+def _time(operation: Operation, device: torch.device) -> tuple[float, float]:
+    """The median of a few runs on numbers drawn at random, and how much longer the one before them took."""
     args, kwargs = tree_map_only(Spec, lambda spec: _make(spec, device), (operation.args, dict(operation.kwargs)))
     taken: list[float] = []
+    others = torch.ones(OTHERS_BYTES // 4, device=device)
     for _ in range(REPEATS + 1):
+        others.add_(1)
         _wait(device)
         started = time.perf_counter()
         operation.func(*args, **kwargs)
@@ -142,7 +164,8 @@ def _time(operation: Operation, device: torch.device) -> float:
         taken.append(time.perf_counter() - started)
         if sum(taken[1:]) > LONG_ENOUGH:
             break
-    return statistics.median(taken[1:])
+    usual = statistics.median(taken[1:])
+    return usual, max(0.0, taken[0] - usual)
 
 
 def _make(spec: Spec, device: torch.device) -> torch.Tensor:
