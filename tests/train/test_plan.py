@@ -5,6 +5,7 @@ own profiler, and the rest of a deep network from two shallow ones.
 from __future__ import annotations
 
 import gc
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from tunesmith.methods.table import METHODS
 from tunesmith.models.load import Network, load_network, move
 from tunesmith.models.outline import Pretence, Unknowing, outline_network
 from tunesmith.records import Examples, Task
-from tunesmith.train.clock import Clock, DataSheet
+from tunesmith.train.clock import Clock, DataSheet, Trial
 from tunesmith.train.loop import trainable
 from tunesmith.train.objective import judged_losses
 from tunesmith.train.optim import make_optimizer
@@ -275,3 +276,20 @@ def test_too_little_memory_names_what_fits(method: str, largest: float, folders:
     hopeless = foresee(roomy.memory.parameters // 8)
     assert "No setting makes it fit" in hopeless.advice
     assert asdict(hopeless)["available"] == roomy.memory.parameters // 8
+
+
+def test_trials_are_averaged_and_a_product_counts_its_first_run(tmp_path: Path) -> None:
+    """Known trials of a product and of a sum, read from the file: two products of one shape and three sums."""
+    x = Spec((8, 8), (8, 1), torch.bfloat16)
+    product = Operation(torch.ops.aten.mm.default, (x, x), {}, flops=1024, num_bytes=384)
+    total = Operation(torch.ops.aten.add.Tensor, (x, x), {}, flops=0, num_bytes=384)
+    work = Work(Counter({"mm": 2, "add": 3}), {"mm": product, "add": total})
+    file = tmp_path / "clock.json"
+    clock = Clock(CPU, 10.0, file)
+    clock.seconds(work)
+    clock.save()
+    (machine,) = json.loads(file.read_text())
+    file.write_text(json.dumps({machine: {product.name: [0.5, 0.25, 3], total.name: [1.0, 8.0, 3]}}))
+    assert Clock(CPU, 10.0, file).seconds(work) == pytest.approx(2 * 0.5 + 0.25 + 3 * 1.0)
+    mean = Trial(2.0, 1.0, 1).joined(4.0, 2.0).joined(6.0, 3.0)
+    assert mean == Trial(4.0, 2.0, 3)
