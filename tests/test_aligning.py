@@ -176,7 +176,11 @@ def test_trial_raises_a_known_reward(algorithm: str, method: str, base: Path, tm
     for line in lines:
         assert line["first_ratio_gap"] < 1e-5
         assert line["first_approxkl"] < 1e-6
-        assert line["sampler_gap"] < 1e-3
+    # The sampler and the pass over what it drew sum in another order. Now and then a hidden state nearly vanishes, and
+    # the norm then makes much of the last digit (seen once: 3e-3, with a gradient of 149); else it is 1e-5.
+    gaps = sorted(line["sampler_gap"] for line in lines)
+    assert gaps[-3] < 1e-4
+    assert gaps[-1] < 1e-2
     assert lines[0]["sampler_gap"] < 1e-5, "the same numbers by another way; their rounding grows with the logits"
     assert max(line["policy/approxkl_avg"] for line in lines) > 1e-5, "later passes do move"
     names = {"objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward"}

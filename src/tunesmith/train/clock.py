@@ -46,12 +46,12 @@ class Trial(NamedTuple):
 
     seconds: float
     first: float
-    count: int
+    num_trials: int
 
     def joined(self, seconds: float, first: float) -> Trial:
         """With one more trial."""
-        count = self.count + 1
-        return Trial(self.seconds + (seconds - self.seconds) / count, self.first + (first - self.first) / count, count)
+        num = self.num_trials + 1
+        return Trial(self.seconds + (seconds - self.seconds) / num, self.first + (first - self.first) / num, num)
 
 
 NO_TRIAL = Trial(0.0, 0.0, 0)
@@ -89,7 +89,7 @@ class Clock:
         """Of all operations in a work; the dearest are tried first."""
         listed = sorted(work, key=lambda pair: -pair[1] * _guess(pair[0]))
         # Those that were never tried come before the second trial of any.
-        for operation, _ in sorted(listed, key=lambda pair: self._known.get(pair[0].name, NO_TRIAL).count):
+        for operation, _ in sorted(listed, key=lambda pair: self._known.get(pair[0].name, NO_TRIAL).num_trials):
             self._try(operation)
         for operation, _ in listed:
             self._note_rate(operation)
@@ -104,7 +104,7 @@ class Clock:
 
     def _try(self, operation: Operation) -> None:
         name = operation.name
-        is_known_well = name in self._tried_now or self._known.get(name, NO_TRIAL).count >= ENOUGH_TRIALS
+        is_known_well = name in self._tried_now or self._known.get(name, NO_TRIAL).num_trials >= ENOUGH_TRIALS
         if is_known_well or self._patience <= 0 or not _can_be_tried(operation):
             return
         started = time.perf_counter()
