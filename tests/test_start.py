@@ -55,8 +55,12 @@ def test_elsewhere_it_just_begins(what: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_where_a_new_beginning_is_not_allowed_this_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    asked = []
+
+    def refuse(program: str, words: list[str], environment: dict[str, str]) -> None:
+        asked.append((program, words[1:], environment[start.TUNABLES]))
         raise PermissionError
 
     monkeypatch.setattr(os, "execve", refuse)
     start.begin_again()
+    assert asked == [(sys.executable, sys.orig_argv[1:], start.NO_LISTS)]
