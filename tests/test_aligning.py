@@ -164,7 +164,8 @@ def test_trial_raises_a_known_reward(algorithm: str, method: str, base: Path, tm
         "num_ppo_epochs": 2,
         "num_mini_batches": 2,
         "beta": 0.01,
-        "learning_rate": 2e-2 if method == "lora" else 5e-3,
+        # At twice that a state nearly vanished in one step of GRPO on one chip, and the norm made 3e-3 of the last digit.
+        "learning_rate": 1e-2 if method == "lora" else 5e-3,
     }
     run = run_on(prompts(), base, tmp_path / "run", settings)
     first, last = run.outcome["curve"][0], run.outcome["curve"][-1]
@@ -176,11 +177,7 @@ def test_trial_raises_a_known_reward(algorithm: str, method: str, base: Path, tm
     for line in lines:
         assert line["first_ratio_gap"] < 1e-5
         assert line["first_approxkl"] < 1e-6
-    # The sampler and the pass over what it drew sum in another order. Now and then a hidden state nearly vanishes, and
-    # the norm then makes much of the last digit (seen once: 3e-3, with a gradient of 149); else it is 1e-5.
-    gaps = sorted(line["sampler_gap"] for line in lines)
-    assert gaps[-3] < 1e-4
-    assert gaps[-1] < 1e-2
+        assert line["sampler_gap"] < 1e-3
     assert lines[0]["sampler_gap"] < 1e-5, "the same numbers by another way; their rounding grows with the logits"
     assert max(line["policy/approxkl_avg"] for line in lines) > 1e-5, "later passes do move"
     names = {"objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward"}
