@@ -164,7 +164,7 @@ def test_trial_raises_a_known_reward(algorithm: str, method: str, base: Path, tm
         "num_ppo_epochs": 2,
         "num_mini_batches": 2,
         "beta": 0.01,
-        # At twice that a state nearly vanished in one step of GRPO on one chip, and the norm made 3e-3 of the last digit.
+        # At twice that a state nearly vanished in a step of GRPO on one chip: the norm made 3e-3 of the last digit.
         "learning_rate": 1e-2 if method == "lora" else 5e-3,
     }
     run = run_on(prompts(), base, tmp_path / "run", settings)

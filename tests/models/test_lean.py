@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.parity.tiny import kept_for_backward, make_network
+from tests.parity.tiny import kept_beside_weights, make_network
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
@@ -57,8 +57,7 @@ def test_same_value_and_gradients(kind: str, dtype: torch.dtype) -> None:
 def saved_bytes(layer: nn.Module, forward: Any) -> int:
     """Bytes kept for the backward pass, beside the weights and counting each tensor once."""
     x = torch.randn(64, 24, dtype=torch.bfloat16, requires_grad=True)
-    own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
-    return sum(size for place, size in kept_for_backward(lambda: forward(x)).items() if place not in own)
+    return kept_beside_weights(layer, lambda: forward(x))
 
 
 @pytest.mark.parametrize(("kind", "share"), [("norm", 0.6), ("gate", 0.7)])

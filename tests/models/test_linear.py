@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tests.parity.test_packed import gradients, make_rows, packed_loss
-from tests.parity.tiny import kept_for_backward, make_network
+from tests.parity.tiny import kept_beside_weights, make_network
 from torch import nn
 
 from tunesmith.data.pack import pack
@@ -55,11 +54,6 @@ def test_a_frozen_weight_is_pytorchs_to_multiply() -> None:
     assert "Addmm" in type(layer(torch.randn(5, 48, requires_grad=True)).grad_fn).__name__
     layer.requires_grad_(True)
     assert "_Linear" in type(layer(torch.randn(5, 48)).grad_fn).__name__
-
-
-def kept_beside_weights(model: nn.Module, run: Callable[[], object]) -> int:
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    return sum(size for place, size in kept_for_backward(run).items() if place not in own)
 
 
 def kept_under_autocast(layers: nn.ModuleList, x: torch.Tensor) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -220,3 +221,9 @@ def kept_for_backward(run: Callable[[], object]) -> dict[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     return {place: storage.nbytes() for place, storage in kept.items()}
+
+
+def kept_beside_weights(model: nn.Module, run: Callable[[], object]) -> int:
+    """The same in all, without the weights themselves."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(size for place, size in kept_for_backward(run).items() if place not in own)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tunesmith.models.recompute import find_recipe, kept
+from tunesmith.models.recompute import find_recipe, kept, recall, remember
 from tunesmith.runtime import working_dtype
 
 
@@ -51,24 +51,19 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, rounded, weight_OI, bias_O, recipe):  # type: ignore[no-untyped-def]
         dtype = rounded.dtype
         copy_OI = weight_OI.to(dtype)
-        held = () if copy_OI is weight_OI or kept(copy_OI) is None else (copy_OI,)
-        ctx.save_for_backward(weight_OI, *held, *([rounded] if recipe is None else recipe.parts))
-        if recipe is not None:
-            recipe.again.expected += 1
-        ctx.again, ctx.num_weights, ctx.dtype = None if recipe is None else recipe.again, 1 + len(held), dtype
+        remember(ctx, rounded, recipe, weight_OI if kept(copy_OI) is None else copy_OI)
         ctx.types = x.dtype, weight_OI.dtype, None if bias_O is None else bias_O.dtype
         return F.linear(rounded, copy_OI, None if bias_O is None else bias_O.to(dtype))
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        saved = ctx.saved_tensors  # read once: checkpointing gives it once
-        weights, parts = saved[: ctx.num_weights], saved[ctx.num_weights :]
+        weight_OI, *parts = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.types
         g_TO = grad.reshape(-1, grad.shape[-1])
         grad_x: Any = None
         if ctx.needs_input_grad[0]:
-            grad_x = (g_TO @ weights[-1].to(ctx.dtype)).view(*grad.shape[:-1], -1).to(of_x)
-        x = parts[0] if ctx.again is None else ctx.again.give(ctx.dtype, *parts)
+            grad_x = (g_TO @ weight_OI.to(ctx.dtype)).view(*grad.shape[:-1], -1).to(of_x)
+        x = recall(ctx, parts)
         grad_OI = (g_TO.T @ x.reshape(-1, x.shape[-1])).to(of_weight)
         grad_O = None if of_bias is None else g_TO.sum(0, dtype=of_bias)
         return grad_x, None, grad_OI, grad_O, None

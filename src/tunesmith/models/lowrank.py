@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tunesmith.models.layers import matrix_of
 from tunesmith.models.quantized import PACKED
-from tunesmith.models.recompute import find_recipe
+from tunesmith.models.recompute import find_recipe, recall, remember
 from tunesmith.runtime import working_dtype
 
 
@@ -157,17 +157,13 @@ def _multiply(
 
 def _remember(ctx, x, frozen, scaling, recipe, tensors):  # type: ignore[no-untyped-def]
     """What `_gradients` needs, and further tensors in front of it."""
-    ctx.save_for_backward(*tensors, *([x] if recipe is None else recipe.parts))
-    if recipe is not None:
-        recipe.again.expected += 1
-    ctx.again, ctx.frozen, ctx.scaling = None if recipe is None else recipe.again, frozen, scaling
-    ctx.shape, ctx.dtype = x.shape, x.dtype
+    remember(ctx, x, recipe, *tensors)
+    ctx.frozen, ctx.scaling, ctx.shape = frozen, scaling, x.shape
 
 
 def _gradients(ctx, g_TO, a_RI, b_OR, low_TR, parts):  # type: ignore[no-untyped-def]
     """Of x, W, b, A and B, from the gradient of x W^T + s (x A^T) B^T."""
-    x = parts[0] if ctx.again is None else ctx.again.give(ctx.dtype, *parts)
-    x_TI = x.reshape(-1, ctx.shape[-1])
+    x_TI = recall(ctx, parts).reshape(-1, ctx.shape[-1])
     back_TR = (g_TO @ b_OR) * ctx.scaling
     grad_x = None
     if ctx.needs_input_grad[0]:

@@ -6,8 +6,9 @@ may carry a recipe, so that who would keep it (a LoRA layer) can keep nothing an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -59,3 +60,16 @@ def with_recipe(x: torch.Tensor, make: Callable[..., torch.Tensor], *parts: torc
     if _settings["recompute"]:
         vars(x)["recipe"] = Recipe(Remake(make), tuple(part.detach() for part in parts))
     return x
+
+
+def remember(ctx: Any, x: torch.Tensor, recipe: Recipe | None, *tensors: torch.Tensor) -> None:
+    """Lets an autograd function keep tensors, and after them x, or what x is made again from."""
+    ctx.save_for_backward(*tensors, *([x] if recipe is None else recipe.parts))
+    if recipe is not None:
+        recipe.again.expected += 1
+    ctx.again, ctx.dtype = None if recipe is None else recipe.again, x.dtype
+
+
+def recall(ctx: Any, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """That x, from what was saved of it."""
+    return parts[0] if ctx.again is None else ctx.again.give(ctx.dtype, *parts)
