@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tunesmith.__main__ import NO_LISTS, TUNABLES
+from tunesmith.__main__ import SETTINGS, TUNABLES
 
 
 @dataclass
@@ -133,7 +133,7 @@ def _choose(job: Job, only: str) -> list[Contestant]:
 def _run_child(job: Job, one: Contestant, work: str) -> Result:
     command = [sys.executable, sys.argv[0], "--job", job.name, "--child", one.name, "--work", work]
     # As our command begins; peers begin as they do.
-    environment = os.environ | ({TUNABLES: NO_LISTS} if one.is_ours else {})
+    environment = os.environ | ({TUNABLES: SETTINGS} if one.is_ours else {})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{one.name} failed:\n{done.stderr[-3000:]}")

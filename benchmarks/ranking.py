@@ -44,10 +44,11 @@ def prepare(work: Path) -> None:
     (work / "rows.json").write_text(json.dumps(rows))
 
 
-def run_tunesmith(dtype: str, work: Path) -> Result:
+def run_tunesmith(dtype: str, memory: str, work: Path) -> Result:
     from tunesmith.data.pack import pack
     from tunesmith.models.embedding import clear_gradients, use_row_gradients
     from tunesmith.models.load import load_network, settle_precision
+    from tunesmith.models.recompute import set_recompute
     from tunesmith.records import TokenizedExample
     from tunesmith.runtime import autocast
     from tunesmith.train.objective import judged_losses
@@ -56,6 +57,7 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
     network = load_network(str(work / "model"), "ranking")
     settle_precision(network, kind)
     use_row_gradients(network.model)
+    set_recompute(memory != "speed")
     optimizer = torch.optim.SGD(network.model.parameters())  # takes no step, as TRL's learns nothing
     record = Record()
     record.tick()
@@ -122,11 +124,18 @@ def measured(record: Record) -> Result:
 
 NO_CKPT = {"gradient_checkpointing": False}
 FP32 = {"bf16": False}
+
+
+def ours(name: str, note: str, dtype: str, memory: str = "balanced") -> Contestant:
+    return Contestant(name, note, partial(run_tunesmith, dtype, memory), dtype, is_ours=True)
+
+
 CONTESTANTS = (
-    Contestant("tunesmith", "products in bfloat16", partial(run_tunesmith, "bfloat16"), "bfloat16", is_ours=True),
+    ours("tunesmith", "its defaults where the chip has bfloat16", "bfloat16"),
+    ours("tunesmith-speed", "memory speed: copies, attention weights, norms, gates kept", "bfloat16", "speed"),
     Contestant("trl", "its defaults: bf16 autocast, checkpointing", partial(run_trl, {}), "bfloat16"),
     Contestant("trl-no-ckpt", "without checkpointing", partial(run_trl, NO_CKPT), "bfloat16"),
-    Contestant("tunesmith-fp32", "float32", partial(run_tunesmith, "float32"), is_ours=True),
+    ours("tunesmith-fp32", "its defaults elsewhere: float32", "float32"),
     Contestant("trl-fp32", "float32, otherwise its defaults: checkpointing", partial(run_trl, FP32)),
     Contestant("trl-fp32-no-ckpt", "without checkpointing", partial(run_trl, FP32 | NO_CKPT)),
 )

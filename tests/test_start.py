@@ -1,4 +1,4 @@
-"""How the command begins: once more, with glibc's lists of small blocks off, and not where somebody else has a say."""
+"""How the command begins: once more, with settings of glibc's, and not where somebody else has a say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunesmith import __main__ as start
 PROGRAM = """
 import os, sys
 from tunesmith import __main__ as start
-if not start.has_no_lists():
+if not start.is_settled():
     start.begin_again()
 began = open("/proc/self/environ", "rb").read()  # glibc cuts what it has read at its colons
 print(os.getpid(), b"GLIBC_TUNABLES=glibc.malloc.tcache_count=0" in began, os.environ.get(start.TUNABLES), sys.argv[1:])
@@ -51,7 +51,7 @@ def test_elsewhere_it_just_begins(what: str, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(sys, "executable", "")
     else:
         monkeypatch.setattr(start, "is_glibc", lambda: False)
-    assert start.has_no_lists()
+    assert start.is_settled()
 
 
 def test_where_a_new_beginning_is_not_allowed_this_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,4 +63,4 @@ def test_where_a_new_beginning_is_not_allowed_this_one_goes_on(monkeypatch: pyte
 
     monkeypatch.setattr(os, "execve", refuse)
     start.begin_again()
-    assert asked == [(sys.executable, sys.orig_argv[1:], start.NO_LISTS)]
+    assert asked == [(sys.executable, sys.orig_argv[1:], start.SETTINGS)]

@@ -80,7 +80,20 @@ def make_optimizer(
         }
         for is_vector, rate, is_hidden in sorted(groups)
     ]
-    return _KINDS[kind](described, lr=learning_rate)
+    optimizer = _KINDS[kind](described, lr=learning_rate)
+    if kind == "adamw":
+        _begin_states(optimizer)
+    return optimizer
+
+
+def _begin_states(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's moments, which torch makes in the first step: there they would lie, for good, between what that step's
+    passes leave free, which then fits no later pass (full tuning of 135 M weights: 250 MB, `docs/log.md`)."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": step, **moments}
 
 
 NO_WEIGHTS: Mapping[nn.Parameter, torch.Tensor] = {}
