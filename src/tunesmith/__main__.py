@@ -5,8 +5,8 @@ PyTorch asks glibc for tensors that begin at a multiple of 64 bytes. For each gl
 ends, 32 to 96 bytes, on lists from which they never grow together with their neighbours again: what a tensor leaves is
 then too small for the next one of its size. Without these lists a LoRA run holds a sixth less memory, in the same time.
 
-Fresh memory comes in pages of 4 kB unless a program asks for huge ones, 2 MB each. Asked so, full tuning, whose gradients
-are fresh at every step, takes a twelfth less time, and no more memory (`docs/log.md` has both).
+Fresh memory comes in pages of 4 kB unless a program asks for huge ones, 2 MB each. With these full tuning, whose
+gradients are fresh at every step, takes a twelfth less time, and no more memory (`docs/log.md` has both).
 """
 
 from __future__ import annotations

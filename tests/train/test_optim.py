@@ -1,3 +1,13 @@
+"""Optimizers as they begin."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tunesmith.train.optim import make_optimizer
+
+
 def test_adamw_begins_with_the_states_that_torch_makes_in_its_first_step() -> None:
     ours, theirs = ([nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3)), nn.Parameter(torch.ones(3))] for _ in range(2))
     optimizer = make_optimizer([("weight", ours[0]), ("bias", ours[1])], 1e-2, 0.0)
