@@ -239,13 +239,13 @@ def _trace(network: Network, pretence: Pretence, rows: Rows, plan: Plan, prefix:
             works["fill"] = trace.begin("fill")
             prefix.fill([*judged, *longest[0]], plan.dtype, quiet=True)
             network.prefix = prefix
+        optimizer = optimizer_for(network, named, plan)  # its moments are made once, so no step counts them
         trace.begin("validation")
         network.model.eval()
         with torch.inference_mode(), autocast(plan.device, plan.dtype):
             judged_losses(network, pack(judged, network.num_virtual, network.is_decoder))
         works["validation"] = trace.begin("forward")
         network.model.train()
-        optimizer = optimizer_for(network, named, plan)
         accumulate(network, window, named, plan, 0)
         works["window"] = trace.begin(UPDATE)
         gradients = trace.numbers_of(parameter.grad for _, parameter in named)
