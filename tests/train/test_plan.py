@@ -215,6 +215,14 @@ def test_passes_are_counted(folders: dict[str, Path]) -> None:
     assert found[0].num_tokens == sum(len(row.input_ids) for row in rows)
 
 
+def test_moments_are_made_once_and_not_at_each_step(folders: dict[str, Path]) -> None:
+    needs, _ = needs_of(folders["llama"], "generation", settings(folders["llama"], "full"))
+    operations = [op.name for op, _ in (*needs.works["window"], *needs.works["update"])]
+    assert any("aten.mm" in name for name in operations)
+    # Of a layer's matrix, 32 x 32; a table of words has a gradient that begins as zeros.
+    assert not [name for name in operations if "zeros_like.default['(32,32)" in name]
+
+
 def test_a_clock_remembers_and_outlives_a_damaged_file(tmp_path: Path, folders: dict[str, Path]) -> None:
     needs, _ = needs_of(folders["bert"], "classification", settings(folders["bert"], "full"))
     work, file = needs.works["window"], tmp_path / "clock.json"
