@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,8 +26,21 @@ class Rate(NamedTuple):
 
 NO_RATES: Mapping[str, Rate] = {}
 
+
+def _begin_adamw(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
+    """With its moments, which torch makes in the first step: there they would lie, for good, between what that step's
+    passes leave free, which then fits no later pass (full tuning of 135 M weights: 100 MB, `docs/log.md`)."""
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": step, **moments}
+    return optimizer
+
+
 _KINDS: dict[Optim, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adamw": _begin_adamw,
     "adamw_8bit": AdamW8bit,
     "galore": GaLore,
     "muon": Muon,
@@ -80,20 +92,7 @@ def make_optimizer(
         }
         for is_vector, rate, is_hidden in sorted(groups)
     ]
-    optimizer = _KINDS[kind](described, lr=learning_rate)
-    if kind == "adamw":
-        _begin_states(optimizer)
-    return optimizer
-
-
-def _begin_states(optimizer: torch.optim.Optimizer) -> None:
-    """AdamW's moments, which torch makes in the first step: there they would lie, for good, between what that step's
-    passes leave free, which then fits no later pass (full tuning of 135 M weights: 250 MB, `docs/log.md`)."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": step, **moments}
+    return _KINDS[kind](described, lr=learning_rate)
 
 
 NO_WEIGHTS: Mapping[nn.Parameter, torch.Tensor] = {}
