@@ -59,7 +59,7 @@ def run_tunesmith(dtype: str, work: Path) -> Result:
     from tunesmith.rl.rollout import Prompt
     from tunesmith.runtime import MetricsLog
     from tunesmith.train.course import Watch
-    from tunesmith.tuning import make_plan
+    from tunesmith.train.terms import make_plan
 
     config = AlignConfig(
         model=str(work / "model"),

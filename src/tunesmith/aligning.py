@@ -49,7 +49,8 @@ from tunesmith.runs.folder import VALUE
 from tunesmith.runs.run import Run
 from tunesmith.runtime import choose_device, choose_precision, seed_everything
 from tunesmith.train.optim import Rate
-from tunesmith.tuning import Prepared, make_plan, tune
+from tunesmith.train.terms import make_plan
+from tunesmith.tuning import Prepared, tune
 
 # A held-out prompt is answered at every evaluation; more than these cost more than they tell.
 MOST_HELD_OUT = 64

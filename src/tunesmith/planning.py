@@ -18,7 +18,8 @@ from tunesmith.records import Split
 from tunesmith.runtime import available_memory, choose_device, choose_precision
 from tunesmith.train.clock import Clock, DataSheet
 from tunesmith.train.plan import Forecast, Rows
-from tunesmith.tuning import find_max_length, make_plan, read_rows
+from tunesmith.train.terms import make_plan
+from tunesmith.tuning import find_max_length, read_rows
 
 PATIENCE = 10.0  # seconds in which operations are timed, for all methods together
 # Of a data sheet's peak that a training step reaches, an assumption; several devices lose a tenth in talking.

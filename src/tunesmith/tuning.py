@@ -77,7 +77,7 @@ from tunesmith.train.plan import Forecast, Rows
 from tunesmith.train.preference import Preference
 from tunesmith.train.progress import Outcome
 from tunesmith.train.step import Plan
-from tunesmith.train.terms import terms_of, with_reference
+from tunesmith.train.terms import make_plan, with_reference
 from tunesmith.train.validate import validate, watch
 
 # A training that is about to begin is worth so many seconds of timing operations; earlier ones are remembered.
@@ -294,32 +294,6 @@ def longest_row(model: str) -> int:
     limit = int(getattr(model_config, "max_position_embeddings", 0) or 2048)
     # positions start after the padding index
     return limit - 2 if model_config.model_type in ("roberta", "xlm-roberta", "camembert") else limit
-
-
-def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device, dtype: torch.dtype) -> Plan:
-    return Plan(
-        learning_rate=learning_rate,
-        num_epochs=config.num_train_epochs,
-        batch_size=config.per_device_train_batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        optim=config.optim,
-        galore_rank=config.galore_rank,
-        weight_decay=config.weight_decay,
-        l2_sp=config.l2_sp,
-        terms=terms_of(config),
-        max_grad_norm=config.max_grad_norm,
-        warmup_ratio=config.warmup_ratio,
-        schedule=config.lr_scheduler_type,
-        eval_steps=config.eval_steps,
-        patience=config.early_stopping_patience,
-        max_steps=config.max_steps,
-        save_steps=config.save_steps,
-        save_minutes=config.save_minutes,
-        on_nonfinite=config.on_nonfinite,
-        seed=config.seed,
-        device=device,
-        dtype=dtype,
-    )
 
 
 def _evaluate(prepared: Prepared) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""What the loss of a training is like, by its configuration, and what a preference is measured from."""
+"""A training by its configuration: its plan, what its loss is like, and what a preference is measured from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,34 @@ from tunesmith.data.tokens import TokenRows
 from tunesmith.models.load import Network
 from tunesmith.train.losses import Penalty
 from tunesmith.train.preference import Preference, Rule
+from tunesmith.train.step import Plan
 from tunesmith.train.validate import validate
+
+
+def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device, dtype: torch.dtype) -> Plan:
+    return Plan(
+        learning_rate=learning_rate,
+        num_epochs=config.num_train_epochs,
+        batch_size=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        optim=config.optim,
+        galore_rank=config.galore_rank,
+        weight_decay=config.weight_decay,
+        l2_sp=config.l2_sp,
+        terms=terms_of(config),
+        max_grad_norm=config.max_grad_norm,
+        warmup_ratio=config.warmup_ratio,
+        schedule=config.lr_scheduler_type,
+        eval_steps=config.eval_steps,
+        patience=config.early_stopping_patience,
+        max_steps=config.max_steps,
+        save_steps=config.save_steps,
+        save_minutes=config.save_minutes,
+        on_nonfinite=config.on_nonfinite,
+        seed=config.seed,
+        device=device,
+        dtype=dtype,
+    )
 
 
 def terms_of(config: TrainingConfig) -> Penalty | Preference:
