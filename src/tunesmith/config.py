@@ -40,6 +40,7 @@ ALIASES: dict[str, str] = {
     "label_smoothing": "label_smoothing_factor",
     "activation_checkpointing": "gradient_checkpointing",
     "torch_compile": "compile",
+    "optimizer_in_bwd": "optimizer_in_backward",
     "kl_coef": "beta",
     "max_completion_length": "max_new_tokens",
     "response_length": "max_new_tokens",
@@ -289,6 +290,11 @@ class TrainingConfig(DataConfig):
         description="Optimizer; adamw_8bit keeps its states in eight bits, two bytes a weight instead of eight, galore "
         "only those of a gradient's main directions; muon makes the changes of matrices orthogonal.",
     )
+    optimizer_in_backward: Switch = Field(
+        False,
+        description="Update each weight as soon as its gradient is known and let the gradient go, which saves memory; "
+        "max_grad_norm is then of each tensor by itself, not of all together.",
+    )
     galore_rank: int = Field(128, gt=0, description="galore: how many directions of a matrix.")
     weights_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Type of trained weights and their gradients; bfloat16 goes with adamw_8bit."
@@ -328,6 +334,16 @@ class TrainingConfig(DataConfig):
         dial = values.get("memory")
         column = MEMORY_DIALS.index(dial if dial in MEMORY_DIALS else "balanced")
         return {key: settings[column] for key, settings in MEMORY_PARTS.items()} | values
+
+    @model_validator(mode="after")
+    def _one_pass_updates(self) -> Self:
+        several = {"gradient_accumulation_steps": self.gradient_accumulation_steps > 1, "kl_to_base": self.kl_to_base}
+        for key, is_set in several.items():
+            if self.optimizer_in_backward and is_set:
+                raise ValueError(
+                    f"optimizer_in_backward updates in the one backward pass of a step, and {key} adds another"
+                )
+        return self
 
 
 class TuneConfig(TrainingConfig):

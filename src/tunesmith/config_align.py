@@ -186,6 +186,8 @@ class AlignConfig(TuneConfig):
             )
         if not self.is_online and self.reward:
             raise ValueError(f"algorithm {self.algorithm} learns from given answers and takes no reward")
+        if self.is_online and self.optimizer_in_backward:
+            raise ValueError(f"algorithm {self.algorithm} updates after all passes of a step, not in the backward pass")
         if self.reward_weights and len(self.reward_weights) != len(self.reward):
             raise ValueError(f"reward_weights gives {len(self.reward_weights)} numbers for {len(self.reward)} rewards")
         if self.algorithm == "online-dpo" and self.aggregation != "sequence":

@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_leaves_something_to_look_at(
 
     def poisoned(network: Any, window: Any, *rest: Any) -> Any:
         if any(11 in batch.rows for batch in window):
-            raise NonFiniteError(rest[-1] + 1, step.Step(math.nan, math.nan), [3, 11])
+            raise NonFiniteError(rest[2] + 1, step.Step(math.nan, math.nan), [3, 11])
         return accumulate(network, window, *rest)
 
     monkeypatch.setattr(loop, "accumulate", poisoned)

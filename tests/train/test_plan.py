@@ -147,12 +147,14 @@ soaked = partial(pytest.param, marks=pytest.mark.soak)
 PLANNED = [("llama", "lora"), ("bert", "full"), soaked("llama", "full"), soaked("bert", "bitfit")]
 
 
-@pytest.mark.parametrize("memory", ["speed", "balanced", "low"])
+@pytest.mark.parametrize(("memory", "is_early"), [("speed", False), ("balanced", False), ("low", False), ("low", True)])
 @pytest.mark.parametrize(("kind", "method"), PLANNED)
-def test_memory_is_what_torch_allocates(kind: str, method: str, memory: str, folders: dict[str, Path]) -> None:
+def test_memory_is_what_torch_allocates(
+    kind: str, method: str, memory: str, is_early: bool, folders: dict[str, Path]
+) -> None:
     """The highest sum of what torch's profiler saw come and go in a step and its update, weights and states apart."""
     config, task = settings(folders[kind], method, memory=memory), KINDS[kind]
-    needs, plan = needs_of(folders[kind], task, config)
+    needs, plan = needs_of(folders[kind], task, config, optimizer_in_backward=is_early)
     network = real(folders[kind], task, config)
     network.model.train()
     rows, named = make_rows(task), trainable(network)
@@ -161,7 +163,7 @@ def test_memory_is_what_torch_allocates(kind: str, method: str, memory: str, fol
     for _ in range(2):  # the states exist from the second step on
         gc.collect()  # what earlier tests left would be seen to go in this one's step, as negative bytes
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=False) as seen:
-            accumulate(network, window, named, plan, 0)
+            accumulate(network, window, named, plan, 0, optimizer)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     held, highest = 0, 0
@@ -172,6 +174,8 @@ def test_memory_is_what_torch_allocates(kind: str, method: str, memory: str, fol
     lasting = ("parameters", "optimizer")
     steps = {name: peak for name, peak in needs.peaks.items() if name not in ("validation", "fill", "")}
     foretold = max(sum(size for key, size in peak.items() if key not in lasting) for peak in steps.values())
+    if memory == "low":  # blocks that run again keep the generator's state, which is nothing beside a real network's
+        foretold += network.model.config.num_hidden_layers * torch.get_rng_state().nbytes
     assert foretold == pytest.approx(highest, rel=0.1)
 
 

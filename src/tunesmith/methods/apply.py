@@ -38,6 +38,8 @@ def put_under(
         raise InputError("loftq begins with what quantization loses: give --quantization nf4 with it")
     if config.loftq and method.inform is not None:
         raise InputError(f"{method.name} begins in a way of its own, so loftq cannot: take lora, rslora or lora-plus")
+    if config.optimizer_in_backward and method.attend is not None:
+        raise InputError(f"{method.name} looks at all gradients before the update: optimizer_in_backward keeps none")
     method.apply(network, config)
     if config.l2_sp and network.wrapper is not network.model:
         raise InputError(

@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TypeVar
 
 import torch
@@ -107,7 +107,7 @@ def time_step(network: Network, rows: Sequence[TokenizedExample], plan: Plan, nu
     for number in range(num):
         started = time.perf_counter()
         state.progress.window = number % steps_per_epoch(len(rows), plan)
-        accumulate(network, windows.at(state), parameters, plan, number)
+        accumulate(network, windows.at(state), parameters, plan, number, state.optimizer)
         state.optimizer.step()
         clear_gradients(network.model, state.optimizer)
         taken.append(time.perf_counter() - started)
@@ -157,7 +157,16 @@ class _Training:
         optimizer, progress = self._state.optimizer, self._state.progress
         epoch = progress.outcome.epochs
         self._rate = set_learning_rate(optimizer, self._plan, self._state.step, self._num_steps, epoch)
-        window, taken = self._gradient()
+        is_early = self._plan.optimizer_in_backward  # the step begins with the gradient then
+        with shielded() if is_early else nullcontext():
+            window, taken = self._gradient()
+            shown = self._finish(window, taken, started)
+        self._trimmer.trim_if_due()
+        return shown
+
+    def _finish(self, window: list[PackedBatch], taken: Step | None, started: float) -> str:
+        """The update, and a step counted; returns what the progress bar shows."""
+        optimizer, progress = self._state.optimizer, self._state.progress
         with shielded():
             if taken is not None:
                 optimizer.step()
@@ -165,9 +174,7 @@ class _Training:
             clear_gradients(self._network.model, optimizer)
             progress.outcome.count(window, time.perf_counter() - started, len(self._rows))
             progress.advance(steps_per_epoch(len(self._rows), self._plan))
-            shown = self._report(taken)
-        self._trimmer.trim_if_due()
-        return shown
+            return self._report(taken)
 
     def _gradient(self) -> tuple[list[PackedBatch], Step | None]:
         """The next window and its gradient; without one when the step is to be skipped."""
@@ -188,15 +195,17 @@ class _Training:
                     raise
             if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if progress.num_parts > 1 or plan.batch_size == 1:
+            # In parts would be twice, for weights that have moved in the backward pass.
+            if progress.num_parts > 1 or plan.batch_size == 1 or plan.optimizer_in_backward:
                 raise out_of_memory(step, plan, self._rows)
             progress.num_parts = 2
             say(f"step {step}: out of memory; from here on each batch runs in two parts")
 
     def _gradient_at_once(self) -> tuple[list[PackedBatch], Step]:
-        window = self._windows.at(self._state)
+        state, window = self._state, self._windows.at(self._state)
         with self._undone():
-            return window, accumulate(self._network, window, self._state.parameters, self._plan, self._state.step)
+            taken = accumulate(self._network, window, state.parameters, self._plan, state.step, state.optimizer)
+            return window, taken
 
     @contextmanager
     def _undone(self) -> Iterator[None]:

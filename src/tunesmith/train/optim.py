@@ -116,7 +116,7 @@ def hold_near_start(
     @torch.no_grad()
     def pull_back(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for group in optimizer.param_groups:
-            held = [parameter for parameter in group["params"] if parameter in beginnings]
+            held = [p for p in group["params"] if p in beginnings and p.grad is not None]
             for parameter in held:
                 share: Any = group["lr"] * strength
                 if parameter in matters:

@@ -246,7 +246,7 @@ def _trace(network: Network, pretence: Pretence, rows: Rows, plan: Plan, prefix:
             judged_losses(network, pack(judged, network.num_virtual, network.is_decoder))
         works["validation"] = trace.begin("forward")
         network.model.train()
-        accumulate(network, window, named, plan, 0)
+        accumulate(network, window, named, plan, 0, optimizer)
         works["window"] = trace.begin(UPDATE)
         gradients = trace.numbers_of(parameter.grad for _, parameter in named)
         optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,7 @@ from tunesmith.models.load import Network
 from tunesmith.records import PackedBatch
 from tunesmith.runtime import autocast
 from tunesmith.train.checkpoint import Named
+from tunesmith.train.early import EarlyUpdates
 from tunesmith.train.kept import NOTHING_KEPT, Kept, divergence
 from tunesmith.train.losses import PLAIN, Penalty
 from tunesmith.train.objective import judged_losses
@@ -43,6 +45,7 @@ class Plan:
     kept: Kept = NOTHING_KEPT
     terms: Penalty | Preference = PLAIN
     max_grad_norm: float = 1.0
+    optimizer_in_backward: bool = False
     warmup_ratio: float = 0.06
     schedule: Schedule = "linear"
     eval_steps: int | None = None
@@ -82,6 +85,18 @@ class NonFiniteError(InputError):
         )
 
 
+class TornStepError(InputError):
+    """Loss or gradient became NaN or infinite after some weights had taken the step in the backward pass: the training
+    in memory is lost, its last checkpoint is not."""
+
+    def __init__(self, step: int, taken: Step) -> None:
+        super().__init__(
+            f"step {step}: loss {taken.loss}, gradient norm {taken.grad_norm}, found in the backward pass when weights "
+            "further up had moved already. Go on from the last checkpoint with updates after it: --resume "
+            "--optimizer-in-backward false --allow-change optimizer_in_backward"
+        )
+
+
 def take_step(
     network: Network,
     window: Sequence[PackedBatch],
@@ -93,24 +108,44 @@ def take_step(
     """One optimizer step over a window of batches; `step` counts from 0.
 
     Raises:
-        NonFiniteError: loss or gradient is NaN or infinite; the weights are as before.
+        NonFiniteError, TornStepError: as `accumulate`.
     """
-    taken = accumulate(network, window, parameters, plan, step)
+    taken = accumulate(network, window, parameters, plan, step, optimizer)
     optimizer.step()
     clear_gradients(network.model, optimizer)
     return taken
 
 
-def accumulate(network: Network, window: Sequence[PackedBatch], parameters: Named, plan: Plan, step: int) -> Step:
-    """The gradient of a window, clipped; weights are not touched."""
+def accumulate(
+    network: Network,
+    window: Sequence[PackedBatch],
+    parameters: Named,
+    plan: Plan,
+    step: int,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Step:
+    """The gradient of a window, clipped; weights are not touched, unless the plan has the optimizer in the backward
+    pass. Then `optimizer` has moved them, and what is left for its own step are rows of large embeddings; without one
+    gradients are let go.
+
+    Raises:
+        NonFiniteError: loss or gradient is NaN or infinite; the weights are as before.
+        TornStepError: the same, but some weights have moved.
+    """
     num_judged = sum(len(batch.targets) for batch in window)
     total = torch.zeros((), device=plan.device)
-    for batch in window:
-        total += backward(network, batch.to(plan.device), num_judged, plan)
+    trained = [parameter for _, parameter in parameters]
     kl = _hold_on(network, plan, step) if plan.kept.kl else None
-    norm = nn.utils.clip_grad_norm_([parameter for _, parameter in parameters], plan.max_grad_norm)
-    taken = Step(total.item(), norm.item(), kl)
+    early = EarlyUpdates(optimizer, plan.max_grad_norm)
+    for number, batch in enumerate(window, start=1):
+        is_last = number == len(window)
+        with early.made(trained) if plan.optimizer_in_backward and is_last else nullcontext():
+            total += backward(network, batch.to(plan.device), num_judged, plan)
+    norm = nn.utils.clip_grad_norm_(trained, plan.max_grad_norm)
+    taken = Step(total.item(), math.hypot(norm.item(), *early.norms), kl)
     if not math.isfinite(taken.loss) or not math.isfinite(taken.grad_norm):
+        if early.has_moved:
+            raise TornStepError(step + 1, taken)
         raise NonFiniteError(step + 1, taken, sorted(row for batch in window for row in batch.rows))
     return taken
 

@@ -28,6 +28,7 @@ def make_plan(config: TrainingConfig, learning_rate: float, device: torch.device
         l2_sp=config.l2_sp,
         terms=terms_of(config),
         max_grad_norm=config.max_grad_norm,
+        optimizer_in_backward=config.optimizer_in_backward,
         warmup_ratio=config.warmup_ratio,
         schedule=config.lr_scheduler_type,
         eval_steps=config.eval_steps,

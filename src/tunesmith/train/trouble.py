@@ -28,14 +28,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(step: int, plan: Plan, rows: Sequence[TokenizedExample]) -> InputError:
-    """To raise when half a batch does not fit either. The flags it names train the same in a quarter."""
+    """To raise when half a batch does not fit either. The flags it names train the same in a quarter; with
+    updates in the backward pass there are no parts, and none that train the same."""
     longest = max(len(row.input_ids) for row in rows)
     size = max(1, plan.batch_size // 4)
+    times = plan.accumulation * plan.batch_size // size
+    split, advice = (
+        ("", f"In less: --per-device-train-batch-size {size}, which are smaller steps.")
+        if plan.optimizer_in_backward
+        else (
+            ", split in two as well",
+            f"The same training in less: --per-device-train-batch-size {size} --gradient-accumulation-steps {times}.",
+        )
+    )
     return InputError(
-        f"step {step}: out of memory, with each batch of {plan.batch_size} rows split in two as well; the longest row "
-        f"has {longest:,} tokens. The same training in less memory: --per-device-train-batch-size {size} "
-        f"--gradient-accumulation-steps {plan.accumulation * plan.batch_size // size}. Or --memory low, a "
-        "smaller --max-length, or a method that trains less (lora, bitfit)"
+        f"step {step}: out of memory, with batches of {plan.batch_size} rows{split}; the longest row has {longest:,} "
+        f"tokens. {advice} Or --memory low, a smaller --max-length, or a method that trains less (lora, bitfit)"
     )
 
 
