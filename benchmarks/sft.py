@@ -86,11 +86,17 @@ def run_tunesmith(method: str, dtype: str, memory: str, work: Path) -> Result:
     else:
         apply(network, method)
     settle_precision(network, kind)
-    if memory == "low":
+    is_low = memory in ("low", "least")
+    if is_low:
         checkpoint_blocks(network)
     set_recompute(memory != "speed")
-    optim: Any = "adamw_8bit" if memory == "low" else "adamw"
-    plan = Plan(learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, dtype=kind, optim=optim)
+    plan = Plan(
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
+        dtype=kind,
+        optim="adamw_8bit" if is_low else "adamw",
+        optimizer_in_backward=memory == "least",
+    )
     record = Record()
     record.tick()
     with cached_prefix(network, rows, kind, quiet=True) if method == "last-layers" else nullcontext():
@@ -166,6 +172,13 @@ def contestants(method: str) -> tuple[Contestant, ...]:
 
     # Frozen weights may be kept in bfloat16; trained ones lose what is smaller than their eight bits.
     small = (trl("trl-bf16", "+ weights in bf16", BF16_WEIGHTS, "bfloat16"),) if method == "lora" else ()
+    # Gradients are clipped each by itself there, so that only the first losses are the others'.
+    least = "memory low, updates in the backward pass"
+    smallest = tuple(
+        ours(f"tunesmith-least{suffix}", least, dtype, "least")
+        for suffix, dtype in (("", "bfloat16"), ("-fp32", "float32"))
+        if method == "full"
+    )
     packed = BF16_WEIGHTS | PACKED if method == "lora" else NO_CKPT | PACKED
     return (
         ours("tunesmith", "its defaults where the chip has bfloat16", "bfloat16"),
@@ -180,6 +193,7 @@ def contestants(method: str) -> tuple[Contestant, ...]:
         trl("trl-fp32", "float32, otherwise its defaults: checkpointing", FP32, "float32"),
         trl("trl-fp32-no-ckpt", "without checkpointing", FP32 | NO_CKPT, "float32"),
         trl("trl-fp32-packed", "+ padding-free", FP32 | NO_CKPT | PACKED, "float32"),
+        *smallest,
     )
 
 
