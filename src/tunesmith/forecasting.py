@@ -21,12 +21,19 @@ from tunesmith.train.step import Plan
 # Above so many blocks two shallow networks are traced, and the rest follows: blocks are alike.
 MOST_TRACED = 4
 # Of a process that computes, beyond what it holds before: pages of torch's kernels, buffers of matrix products, and
-# pieces that glibc keeps between batches of unlike size. 99 to 140 MB over seven methods on Linux (docs/log.md).
-KERNELS = 115e6
-# With products in bfloat16 further: the kernels that oneDNN compiles and keeps (`runtime.MOST_KERNELS`), 0.45 MB each.
-COMPILED = 60e6
+# pieces that glibc keeps between batches of unlike size. 54 to 74 MB over nine methods on Linux (docs/log.md).
+KERNELS = 65e6
+# With products in bfloat16 further, above all kernels that oneDNN compiles and keeps (`runtime.MOST_KERNELS`): 99 to
+# 217 MB together on two chips, the smaller numbers in methods that train in all layers.
+COMPILED = 95e6
 # Keys of a relief that are told; the dial stands for its parts.
-TOLD = ("memory", "per_device_train_batch_size", "gradient_accumulation_steps", "quantization")
+TOLD = (
+    "memory",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optimizer_in_backward",
+    "quantization",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +72,17 @@ def foresee(
     )
     for settings in _reliefs(config, method):
         lighter = config.model_copy(update=settings)
-        size, times = lighter.per_device_train_batch_size, lighter.gradient_accumulation_steps
-        in_parts = replace(plan, batch_size=size, accumulation=times, optim=lighter.optim)
-        other = _foresee(lighter, method, examples, rows, in_parts, target)
+        light = replace(
+            plan,
+            batch_size=lighter.per_device_train_batch_size,
+            accumulation=lighter.gradient_accumulation_steps,
+            optim=lighter.optim,
+            optimizer_in_backward=lighter.optimizer_in_backward,
+        )
+        other = _foresee(lighter, method, examples, rows, light, target)
         if other.fits:
-            flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items() if key in TOLD)
+            told = {key: str(value).lower() for key, value in settings.items() if key in TOLD}
+            flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in told.items())
             return replace(found, advice=f"{says}. This would fit, with {describe_bytes(other.peak)}: {flags}")
     return replace(
         found,
@@ -83,10 +96,15 @@ def _reliefs(config: TrainingConfig, method: Method) -> Iterator[dict[str, Any]]
     size, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
     low = {"memory": "low"} | {key: settings[-1] for key, settings in MEMORY_PARTS.items()}
     one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": size * times}
+    if config.optimizer_in_backward:  # takes no batch in parts
+        yield low
+        return
     if size >= 4:
         yield {"per_device_train_batch_size": size // 4, "gradient_accumulation_steps": -(-size * times // (size // 4))}
     yield low
     yield low | one
+    if times == 1 and not config.kl_to_base and method.attend is None:
+        yield low | {"optimizer_in_backward": True}
     if method.family == "reparameterised":
         yield low | one | {"quantization": "nf4"}
 

@@ -26,6 +26,7 @@ from tunesmith.config import TuneConfig
 from tunesmith.data.pack import pack, token_batches
 from tunesmith.methods.apply import put_under
 from tunesmith.methods.table import METHODS
+from tunesmith.models import embedding
 from tunesmith.models.load import Network, load_network, move
 from tunesmith.models.outline import Pretence, Unknowing, outline_network
 from tunesmith.records import Examples, Task
@@ -223,8 +224,20 @@ def test_moments_are_made_once_and_not_at_each_step(folders: dict[str, Path]) ->
     needs, _ = needs_of(folders["llama"], "generation", settings(folders["llama"], "full"))
     operations = [op.name for op, _ in (*needs.works["window"], *needs.works["update"])]
     assert any("aten.mm" in name for name in operations)
-    # Of a layer's matrix, 32 x 32; a table of words has a gradient that begins as zeros.
+    # Of a layer's matrix, 32 x 32; a small table of words has a gradient that begins as zeros.
     assert not [name for name in operations if "zeros_like.default['(32,32)" in name]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_kept_gradient_is_made_once_and_is_there_all_the_time(
+    is_kept: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 96 * 32  # BERT's table of words
+    monkeypatch.setattr(embedding, "SMALLEST_TABLE", size if is_kept else 2**20)
+    needs, _ = needs_of(folders["bert"], "classification", settings(folders["bert"], "full"))
+    made = [op.name for op, _ in needs.works["window"] if "zeros" in op.name or "embedding_dense" in op.name]
+    assert any("96" in name for name in made) != is_kept
+    assert (needs.peaks["forward"]["gradients"] == 4 * size) == is_kept
 
 
 def test_a_clock_remembers_and_outlives_a_damaged_file(tmp_path: Path, folders: dict[str, Path]) -> None:
@@ -288,6 +301,25 @@ def test_too_little_memory_names_what_fits(method: str, largest: float, folders:
     hopeless = foresee(roomy.memory.parameters // 8)
     assert "No setting makes it fit" in hopeless.advice
     assert asdict(hopeless)["available"] == roomy.memory.parameters // 8
+
+
+def test_gradients_are_let_go_where_that_makes_it_fit(folders: dict[str, Path]) -> None:
+    """Where they weigh more than what a single row keeps for the backward pass."""
+    rows = make_rows("classification")
+    read, pace = Rows(rows, rows[:4]), DataSheet(1e12, 1e11, 0.5)
+    examples = Examples("classification", (), ("a", "b", "c"), "", "")
+
+    def foresee(available: int, **more: Any) -> Any:
+        config = settings(folders["bert"], "full", per_device_train_batch_size=1, **more)
+        plan = Plan(1e-3, batch_size=1, optim=config.optim, optimizer_in_backward=config.optimizer_in_backward)
+        target = forecasting.Target(CPU, pace, available, by_data_sheet=True)
+        return forecasting.foresee(config, METHODS["full"], examples, read, plan, target)
+
+    low, early = foresee(2**30, memory="low").peak, foresee(2**30, memory="low", optimizer_in_backward=True).peak
+    assert early < low
+    assert foresee(early).advice.endswith(": --memory low --optimizer-in-backward true")
+    assert not foresee(early - 1).advice.endswith("true")
+    assert foresee(early, memory="low", kl_to_base=0.1).advice.endswith("or a smaller model")
 
 
 def test_trials_are_averaged_and_a_product_counts_its_first_run(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def use_row_gradients(model: PreTrainedModel) -> None:
         if module.weight.requires_grad and module.weight.device.type == "cpu" and not is_head:
             module.__class__ = RowGradientEmbedding
             vars(module)["used"] = []
+            module.weight.grad = torch.zeros_like(module.weight)  # now, for it stays: not among a batch's leftovers
 
 
 def clear_gradients(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -231,7 +231,7 @@ def _trace(network: Network, pretence: Pretence, rows: Rows, plan: Plan, prefix:
     weights += [made() for made in (network.prompt, network.past) if made is not None]
     works = {}
     trace = Trace(pretence)
-    trace.keep(weights)
+    trace.keep([*weights, *(parameter.grad for _, parameter in named)])  # gradients of large embeddings stay, too
     with trace:
         if prefix is not None:
             trace.begin("fill")
