@@ -320,7 +320,8 @@ def _announce(prepared: Prepared, config: TuneConfig, brief: bool) -> None:
         say(f"split    {prepared.split.note}")
     say(f"signal   {prepared.signal}")
     say(f"method   {prepared.method.name}: {method}")
-    say(f"memory   {config.memory}: " + ", ".join(f"{key} {getattr(config, key)}" for key in MEMORY_PARTS))
+    parts = [*MEMORY_PARTS, *(["optimizer_in_backward"] if config.optimizer_in_backward else [])]
+    say(f"memory   {config.memory}: " + ", ".join(f"{key} {getattr(config, key)}" for key in parts))
     if prepared.forecast is not None:
         say(f"plan     {prepared.forecast}")
     say(f"machine  {machine['device']}, {machine['threads']} threads, {machine['precision']}")
