@@ -31,7 +31,7 @@ class EarlyUpdates:
         self._is_finite = True
 
     @contextmanager
-    def made(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+    def updating(self, parameters: list[nn.Parameter]) -> Iterator[None]:
         """Inside, a backward pass updates these parameters; it must be the last one that adds to their gradients."""
         hooks = [parameter.register_post_accumulate_grad_hook(self._take) for parameter in parameters]
         try:

@@ -106,7 +106,8 @@ def hold_near_start(
     strength_of_matter: float = 0.0,
 ) -> None:
     """L2-SP (Li et al. 2018, arXiv 1802.01483), decoupled as AdamW's decay is: after each update w - w0 shrinks by the
-    share learning rate x strength. Weights of `starts` as they are now are w0; a copy of them is kept.
+    share learning rate x strength, of weights that have a gradient. Those of `starts` as they are now are w0; a copy of
+    them is kept.
 
     With `matters`, a tensor of each parameter's shape, also by learning rate x strength_of_matter x matters: EWC
     (Kirkpatrick et al. 2017, arXiv 1612.00796, equation 3), whose pull is that of a weight's Fisher information.

@@ -139,7 +139,7 @@ def accumulate(
     early = EarlyUpdates(optimizer, plan.max_grad_norm)
     for number, batch in enumerate(window, start=1):
         is_last = number == len(window)
-        with early.made(trained) if plan.optimizer_in_backward and is_last else nullcontext():
+        with early.updating(trained) if plan.optimizer_in_backward and is_last else nullcontext():
             total += backward(network, batch.to(plan.device), num_judged, plan)
     norm = nn.utils.clip_grad_norm_(trained, plan.max_grad_norm)
     taken = Step(total.item(), math.hypot(norm.item(), *early.norms), kl)
