@@ -100,7 +100,7 @@ def test_the_loop_of_feedback_runs_from_prompts_to_the_judge(
     assert names == ["feedback sample", "feedback simulate", "feedback export", "reward", "align", "judge"]
     said = []
     for command in commands:
-        fewer = ["10" if before == "--max-items" else word for before, word in pairwise(["", *command])]
+        fewer = ["30" if before == "--max-items" else word for before, word in pairwise(["", *command])]
         assert cli.run(fewer) == 0, capsys.readouterr().err
         said.append(capsys.readouterr().out)
     assert "people that it did not learn from (1)" in said[3]
