@@ -337,13 +337,18 @@ class TrainingConfig(DataConfig):
 
     @model_validator(mode="after")
     def _one_pass_updates(self) -> Self:
-        several = {"gradient_accumulation_steps": self.gradient_accumulation_steps > 1, "kl_to_base": self.kl_to_base}
-        for key, is_set in several.items():
-            if self.optimizer_in_backward and is_set:
-                raise ValueError(
-                    f"optimizer_in_backward updates in the one backward pass of a step, and {key} adds another"
-                )
+        if self.optimizer_in_backward and self.further_passes:
+            raise ValueError(
+                "optimizer_in_backward updates in the one backward pass of a step, and "
+                f"{self.further_passes[0]} adds another"
+            )
         return self
+
+    @property
+    def further_passes(self) -> list[str]:
+        """Keys that give a step more than one backward pass."""
+        more = {"gradient_accumulation_steps": self.gradient_accumulation_steps > 1, "kl_to_base": self.kl_to_base > 0}
+        return [key for key, is_set in more.items() if is_set]
 
 
 class TuneConfig(TrainingConfig):

@@ -103,7 +103,7 @@ def _reliefs(config: TrainingConfig, method: Method) -> Iterator[dict[str, Any]]
         yield {"per_device_train_batch_size": size // 4, "gradient_accumulation_steps": -(-size * times // (size // 4))}
     yield low
     yield low | one
-    if times == 1 and not config.kl_to_base and method.attend is None:
+    if not config.further_passes and method.attend is None:
         yield low | {"optimizer_in_backward": True}
     if method.family == "reparameterised":
         yield low | one | {"quantization": "nf4"}

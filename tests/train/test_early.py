@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.faults.survival import digest, make_base
 from tests.faults.survival import make_rows as write_rows
+from tests.faults.test_resume import settings as resumable
 from tests.parity.test_encdec import make_rows as make_pairs
 from tests.parity.test_packed import make_rows
 from tests.parity.tiny import make_network
@@ -176,9 +177,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, output: Path, **more: Any) -> TuneConfig:
-    given = {"model": str(place / "bert"), "data": str(place / "rows.jsonl"), "method": "full", "output": output}
-    fixed = {"per_device_train_batch_size": 12, "num_train_epochs": 3, "precision": "fp32", "device": "cpu"}
-    return TuneConfig.read(given=given | fixed | {"early_stopping_patience": 100} | SWITCH | more)
+    return resumable(place, output, **SWITCH | more)
 
 
 def at_update(number: int, what: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from tunesmith.train.course import Course, Watch
 from tunesmith.train.optim import hold_near_start, learning_rate_factor, make_optimizer
 from tunesmith.train.progress import Outcome
 from tunesmith.train.saver import Saver
-from tunesmith.train.step import NonFiniteError, Plan, Step, accumulate
+from tunesmith.train.step import NonFiniteError, Plan, Step, accumulate, take_step
 from tunesmith.train.trouble import find_nonfinite_rows, is_out_of_memory, out_of_memory, report_nonfinite
 
 Made = TypeVar("Made")
@@ -107,9 +107,7 @@ def time_step(network: Network, rows: Sequence[TokenizedExample], plan: Plan, nu
     for number in range(num):
         started = time.perf_counter()
         state.progress.window = number % steps_per_epoch(len(rows), plan)
-        accumulate(network, windows.at(state), parameters, plan, number, state.optimizer)
-        state.optimizer.step()
-        clear_gradients(network.model, state.optimizer)
+        take_step(network, windows.at(state), parameters, state.optimizer, plan, number)
         taken.append(time.perf_counter() - started)
     with torch.no_grad():
         for (_, parameter), value in zip(parameters, before, strict=True):
